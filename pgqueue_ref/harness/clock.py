@@ -1,0 +1,157 @@
+"""The open-loop arrival clock: it alone decides when work should start.
+
+A pool of producers draws arrivals from one clock. `draw` returns at the arrival's instant, or at once if that
+has passed; whoever measures a latency starts from `Due.intended`, not from when a producer got round to it, so
+a stall of the server shows in every arrival that it held up. Late and skipped arrivals are counted here, and
+`Watch` tells whether the generator itself was the reason. Called by the load run's producers; needs nothing
+but the standard library and works the same with threads and greenlets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+LATE_AFTER = 0.1  # seconds; below this a wake-up on a busy machine is noise
+BUSY_SHARE = 0.9  # of one core: a single-threaded generator has nothing left beyond it
+
+
+class Due(NamedTuple):
+    """An arrival that is due. `intended` is on the clock's own time scale (`now`), in seconds."""
+
+    number: int
+    intended: float
+
+
+@dataclass(slots=True)
+class ArrivalCounts:
+    """What became of the arrivals. `max_lag`: seconds from the intended instant to the begin of work."""
+
+    offered: int
+    begun: int = 0
+    late: int = 0
+    skipped: int = 0
+    max_lag: float = 0.0
+    late_at: list[float] = field(default_factory=list)
+
+
+class ArrivalClock:
+    """Hands out arrivals in order, each to one caller, each not before its instant.
+
+    `times` are seconds from the start, ascending. An arrival that nobody took within `skip_after` seconds of
+    its instant is skipped and counted: the run must end, and a report that says "skipped" is honest about it.
+    """
+
+    def __init__(
+        self,
+        times: Sequence[float],
+        *,
+        skip_after: float = 30.0,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if any(later < earlier for earlier, later in itertools.pairwise(times)):
+            raise ValueError("arrival times must be ascending")
+        self.counts = ArrivalCounts(offered=len(times))
+        self._times = times
+        self._skip_after = skip_after
+        self._now = now
+        self._sleep = sleep
+        self._next = itertools.count()  # next() on it is atomic, so no lock guards the draw
+        self._started = threading.Event()
+        self._origin = 0.0
+
+    def start(self, origin: float) -> None:
+        """Fix the instant, on the time scale of `now`, from which the arrival times count."""
+        self._origin = origin
+        self._started.set()
+
+    @property
+    def origin(self) -> float:
+        """The instant given to `start`."""
+        return self._origin
+
+    def elapsed(self) -> float:
+        """Seconds since the origin; 0 before it."""
+        return max(0.0, self._now() - self._origin) if self._started.is_set() else 0.0
+
+    def draw(self) -> Due | None:
+        """Wait for the next arrival and return it; None when there is none left."""
+        self._started.wait()
+        while True:
+            index = next(self._next)
+            if index >= len(self._times):
+                return None
+            intended = self._origin + self._times[index]
+            delay = intended - self._now()
+            if delay > 0:
+                self._sleep(delay)
+            lag = self._now() - intended
+            if lag <= self._skip_after:
+                self._begin(lag)
+                return Due(index, intended)
+            self.counts.skipped += 1
+
+    def _begin(self, lag: float) -> None:
+        counts = self.counts
+        counts.begun += 1
+        counts.max_lag = max(counts.max_lag, lag)
+        if lag > LATE_AFTER:
+            counts.late += 1
+            counts.late_at.append(self.elapsed())
+
+
+class Watch:
+    """Tells a slow server from a generator that cannot keep up.
+
+    `beat` is called in a loop that sleeps `pause` seconds between calls. A second counts as saturated if the
+    process used `BUSY_SHARE` of a core in it or a beat came more than `LATE_AFTER` late: then arrivals were
+    late because of the generator, whatever the server did.
+    """
+
+    def __init__(
+        self,
+        *,
+        pause: float = 0.05,
+        now: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.process_time,
+    ) -> None:
+        self.pause = pause
+        self._now = now
+        self._cpu = cpu
+        self._last_beat = now()
+        self._second_began = self._last_beat
+        self._cpu_then = cpu()
+        self._worst_lag = 0.0
+        self._saturated: list[tuple[float, float]] = []
+        self.max_lag = 0.0
+        self.max_cpu_share = 0.0
+
+    def beat(self) -> None:
+        """Note one turn of the loop."""
+        now = self._now()
+        lag = max(0.0, now - self._last_beat - self.pause)
+        self._last_beat = now
+        self._worst_lag = max(self._worst_lag, lag)
+        self.max_lag = max(self.max_lag, lag)
+        if now - self._second_began < 1.0:
+            return
+        share = (self._cpu() - self._cpu_then) / (now - self._second_began)
+        self.max_cpu_share = max(self.max_cpu_share, share)
+        if share >= BUSY_SHARE or self._worst_lag > LATE_AFTER:
+            self._saturated.append((self._second_began, now))
+        self._second_began, self._cpu_then, self._worst_lag = now, self._cpu(), 0.0
+
+    def saturated_seconds(self) -> float:
+        """Total time, in seconds, during which the generator was saturated."""
+        return sum(end - begin for begin, end in self._saturated)
+
+    def late_when_saturated(self, counts: ArrivalCounts, origin: float) -> int:
+        """How many of the late arrivals began while the generator was saturated."""
+        return sum(
+            any(begin <= origin + at <= end for begin, end in self._saturated) for at in counts.late_at
+        )
