@@ -1,0 +1,191 @@
+"""Fixtures of every suite: which core is tested (`core`), on which server, with a fresh database per test.
+
+`--postgres SPEC` says where PostgreSQL comes from, `--core-package NAME` which copy of the core is under test.
+With a DSN this file needs psycopg and pytest alone, so that it can be copied beside a vendored core. On a
+server that a DSN names it creates databases with a prefix of its own and drops only those. The server and its
+version are named at the end of every run and beside every failure; a DSN's password is masked there.
+"""
+
+import importlib
+import os
+import re
+import secrets
+from collections.abc import Callable, Generator, Iterator
+from types import ModuleType
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+_SERVERS = pytest.StashKey[set[str]]()  # what the servers of this run call themselves
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pgqueue_ref")
+    group.addoption(
+        "--postgres",
+        metavar="SPEC",
+        default=os.environ.get("PGQUEUE_TEST_DSN") or "auto",
+        help="auto, docker[:IMAGE], embedded[:16|:18], local[:PATH] or a DSN (PGQUEUE_TEST_DSN, else auto)",
+    )
+    group.addoption(
+        "--core-package",
+        metavar="NAME",
+        default="pgqueue_ref.core",
+        help="the package under test, e.g. acme._jobs for a vendored copy (pgqueue_ref.core)",
+    )
+
+
+@pytest.fixture(scope="session")
+def core(pytestconfig: pytest.Config) -> ModuleType:
+    """The core under test."""
+    name = pytestconfig.getoption("--core-package")
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        pytest.fail(f"--core-package {name} cannot be imported: {error}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> Iterator[Any]:
+    """The server, provisioned once per process; see `pgqueue_ref.harness.server.Server`."""
+    server = _provision(pytestconfig.getoption("--postgres"))
+    pytestconfig.stash[_SERVERS].add(server.describe())
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def _clone(server: Any) -> Iterator[Callable[[str], str]]:
+    """Creates a database from the named template and returns its name; what is left is dropped at the end."""
+    prefix = f"pgq_{secrets.token_hex(5)}_"
+
+    def clone(template: str) -> str:
+        name = prefix + secrets.token_hex(5)
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+            sql.Identifier(name), sql.Identifier(template)
+        )
+        # A connection for each: a test may have restarted the server.
+        with psycopg.connect(server.dsn, autocommit=True) as connection:
+            connection.execute(create)
+        return name
+
+    yield clone
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        find = "SELECT datname FROM pg_database WHERE starts_with(datname, %s)"
+        for (name,) in connection.execute(find, [prefix]).fetchall():
+            _drop(connection, name)
+
+
+@pytest.fixture(scope="session")
+def _template(server: Any, core: ModuleType, _clone: Callable[[str], str]) -> str:
+    """A database with the schema, which is applied once per process."""
+    name = _clone("template0")
+    with psycopg.connect(_dsn_of(server.dsn, name), autocommit=True) as connection:
+        connection.execute(core.SCHEMA_SQL)
+    return name
+
+
+@pytest.fixture
+def database(server: Any, _clone: Callable[[str], str], _template: str) -> Iterator[str]:
+    """DSN of a fresh database that has the core's schema."""
+    yield from _database(server, _clone(_template))
+
+
+@pytest.fixture
+def empty_database(server: Any, _clone: Callable[[str], str]) -> Iterator[str]:
+    """DSN of a fresh database without any table."""
+    yield from _database(server, _clone("template0"))
+
+
+def _database(server: Any, name: str) -> Iterator[str]:
+    yield _dsn_of(server.dsn, name)
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        _drop(connection, name)
+
+
+def _drop(connection: psycopg.Connection, name: str) -> None:
+    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _dsn_of(dsn: str, database: str) -> str:
+    if "://" in dsn:
+        return re.sub(r"^(\w+://[^/?]*)(/[^?]*)?", rf"\1/{database}", dsn)
+    return make_conninfo(dsn, dbname=database)
+
+
+def _provision(spec: str) -> Any:
+    try:
+        from pgqueue_ref.harness.server import ProvisionError, provision
+    except ModuleNotFoundError:  # beside a vendored core
+        if "=" not in spec and "://" not in spec:
+            pytest.fail(f"--postgres {spec} needs pgqueue-ref[load]; give a DSN instead", pytrace=False)
+        return _GivenServer(spec)
+    try:
+        return provision(spec)
+    except ProvisionError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+class _GivenServer:
+    """What the fixtures need of a server, where only psycopg and pytest are installed."""
+
+    tier = "dsn"
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", dsn)
+        try:
+            with psycopg.connect(self.dsn, connect_timeout=10) as connection:
+                self.version = connection.execute("SHOW server_version").fetchone()[0].split()[0]
+        except psycopg.Error as error:
+            pytest.fail(_masked(f"the PostgreSQL that --postgres names refuses: {error}"), pytrace=False)
+
+    def describe(self) -> str:
+        return f"{self.tier} PostgreSQL {self.version}"
+
+    def close(self) -> None:
+        """Somebody else's: nothing to end."""
+
+
+# -- Reports ------------------------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_SERVERS] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        servers = item.config.stash[_SERVERS]
+        report.sections.append(("PostgreSQL", "\n".join(sorted(servers)) or "no server was started"))
+        if (text := report.longreprtext) != _masked(text):  # a traceback shows arguments, a DSN among them
+            report.longrepr = _masked(text)
+        report.sections = [(title, _masked(content)) for title, content in report.sections]
+    return report
+
+
+def _masked(text: str) -> str:
+    text = re.sub(r"(://[^\s:/@]*:)[^\s@]+@", r"\1***@", text)
+    return re.sub(r"(password=)('(?:[^'\\]|\\.)*'|[^\s&'\"]+)", r"\1***", text)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)  # under xdist the controller prints the summary
+    if output is not None:
+        output["servers"] = sorted(session.config.stash[_SERVERS])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_SERVERS].update(getattr(node, "workeroutput", {}).get("servers", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for server in sorted(config.stash[_SERVERS]):
+        terminalreporter.line(f"PostgreSQL: {server}")
