@@ -1,10 +1,10 @@
 """The open-loop arrival clock: it alone decides when work should start.
 
-A pool of producers draws arrivals from one clock. `draw` returns at the arrival's instant, or at once if that
-has passed; whoever measures a latency starts from `Due.intended`, not from when a producer got round to it, so
-a stall of the server shows in every arrival that it held up. Late and skipped arrivals are counted here, and
-`Watch` tells whether the generator itself was the reason. Called by the load run's producers; needs nothing
-but the standard library and works the same with threads and greenlets.
+A pool of producers draws arrivals from one clock. `draw` returns at the arrival's instant, or at once if
+that has passed; whoever measures a latency starts from `Due.intended`, not from when a producer got round to
+it, so a stall of the server shows in every arrival that it held up. Late and skipped arrivals are counted
+here, and `Watch` tells whether the generator itself was the reason. Called by the load run's producers; needs
+nothing but the standard library and works the same with threads and greenlets.
 """
 
 from __future__ import annotations
