@@ -1,6 +1,6 @@
 """Fixtures of every suite: which core is tested (`core`), on which server, with a fresh database per test.
 
-`--postgres SPEC` says where PostgreSQL comes from, `--core-package NAME` which copy of the core is under test.
+`--postgres SPEC` says where PostgreSQL comes from, `--core-package NAME` which copy of the core is tested.
 With a DSN this file needs psycopg and pytest alone, so that it can be copied beside a vendored core. On a
 server that a DSN names it creates databases with a prefix of its own and drops only those. The server and its
 version are named at the end of every run and beside every failure; a DSN's password is masked there.
@@ -64,9 +64,7 @@ def _clone(server: Any) -> Iterator[Callable[[str], str]]:
 
     def clone(template: str) -> str:
         name = prefix + secrets.token_hex(5)
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-            sql.Identifier(name), sql.Identifier(template)
-        )
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
         # A connection for each: a test may have restarted the server.
         with psycopg.connect(server.dsn, autocommit=True) as connection:
             connection.execute(create)

@@ -187,9 +187,7 @@ class Server(ABC):
             for name, value in gucs.items():
                 wanted = sql.SQL("DEFAULT") if value is None else sql.Literal(str(value))
                 try:
-                    connection.execute(
-                        sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), wanted)
-                    )
+                    connection.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), wanted))
                 except psycopg.Error as error:
                     raise ProvisionError(f"{self.describe()} refused {name}: {_last_line(error)}") from error
             row = connection.execute(
@@ -238,9 +236,7 @@ class GivenServer(Server):
         try:
             self._read_version()
         except psycopg.Error as error:
-            raise ProvisionError(
-                f"PostgreSQL{self.where} was asked for and refuses: {_last_line(error)}"
-            ) from error
+            raise ProvisionError(f"PostgreSQL{self.where} was asked for and refuses: {_last_line(error)}") from error
         if settings:
             self._refuse(f"cannot be given {', '.join(sorted(settings))}")
 
@@ -292,7 +288,7 @@ class LaunchedServer(Server):
             "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync",
         )  # fmt: skip
         password_file.unlink()
-        self._port = _free_port()
+        self._port = free_port()
         self.dsn = f"postgresql://postgres:{password}@127.0.0.1:{self._port}/postgres"
 
     def start(self) -> None:
@@ -379,9 +375,7 @@ class LaunchedServer(Server):
         process = self._spawn([str(self._binaries / program), *map(str, arguments)], subprocess.PIPE)
         output, _ = process.communicate()
         if process.returncode:
-            raise ProvisionError(
-                f"{self.tier}: {program} failed: {_last_line(output.decode(errors='replace'))}"
-            )
+            raise ProvisionError(f"{self.tier}: {program} failed: {_last_line(output.decode(errors='replace'))}")
 
     def _complaint(self) -> str:
         """The line of the server's log that says why it did not start."""
@@ -405,7 +399,8 @@ def _processes() -> Iterator[tuple[int, tuple[int, str]]]:
             yield int(pid), (int(parent), state[0])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on 127.0.0.1 that nothing listens on now."""
     for _ in range(1_000):
         port = secrets.choice(PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -414,13 +409,13 @@ def _free_port() -> int:
     raise ProvisionError(f"no free port on 127.0.0.1 between {PORTS.start} and {PORTS.stop}")
 
 
-def until(seconds: float, what: str, server: Server) -> Iterator[None]:
+def until(seconds: float, what: str, server: Server | None = None) -> Iterator[None]:
     """Iterate over polls of a condition; raises `ProvisionError` when the loop is not left in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         yield
         time.sleep(0.02)
-    raise ProvisionError(f"{server.describe()} {what} within {seconds:.0f} s")
+    raise ProvisionError(f"{server.describe() if server else 'docker:'} {what} within {seconds:.0f} s")
 
 
 def _last_line(text: object) -> str:
