@@ -1,0 +1,73 @@
+"""Latencies in HDR histograms: over the whole run and in windows of it.
+
+Percentiles always come from merged histograms, never from averages of percentiles. A series is saved as an
+HDR histogram log, which the usual HdrHistogram tools open. Called by the load run, which adds what the
+ledger and its producers measured.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hdrh.histogram import HdrHistogram
+from hdrh.log import HistogramLogWriter
+
+LONGEST = 3600.0  # seconds; what is longer is recorded as this, and shows as the maximum
+PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+
+
+class Latencies:
+    """One series of latencies in seconds, resolved to a microsecond; `width` is that of a window in seconds."""
+
+    def __init__(self, name: str, width: float) -> None:
+        self.name = name
+        self.width = width
+        self.total = _histogram(digits=3)
+        self._windows: dict[int, HdrHistogram] = {}
+
+    def record(self, at: float, latency: float) -> None:
+        """Add one latency; `at` is when it began, in seconds from the start of the run."""
+        micros = min(max(round(latency * 1e6), 1), round(LONGEST * 1e6))
+        self.total.record_value(micros)
+        number = max(0, int(at / self.width))
+        window = self._windows.get(number)
+        if window is None:
+            # 1 % is enough for a plot, and a tenth of the memory of three digits.
+            window = self._windows[number] = _histogram(digits=2)
+        window.record_value(micros)
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Count, percentiles and maximum in milliseconds; None where nothing was recorded."""
+        return _summary(self.total)
+
+    def windows(self) -> list[dict[str, float | int | None]]:
+        """`summary` for each window that has any latency, with its start `t` in seconds."""
+        return [{"t": number * self.width, **_summary(h)} for number, h in sorted(self._windows.items())]
+
+    def save(self, directory: Path, began: float) -> None:
+        """Write `NAME.hlog` (one histogram per window); `began` is the start of the run in epoch seconds."""
+        with (directory / f"{self.name}.hlog").open("w", encoding="ascii") as file:
+            writer = HistogramLogWriter(file)
+            writer.output_comment(f"{self.name}, microseconds, windows of {self.width:g} s")
+            writer.output_log_format_version()
+            # Not output_start_time(): hdrhistogram 0.10.8 calls a method there that datetime does not have.
+            writer.output_comment(f"[StartTime: {began:.3f} (seconds since epoch)]")
+            writer.output_legend()
+            for number, histogram in sorted(self._windows.items()):
+                start = began + number * self.width
+                writer.output_interval_histogram(histogram, start, start + self.width, 1000.0)
+
+
+def _histogram(digits: int) -> Any:
+    return HdrHistogram(1, round(LONGEST * 1e6), digits)
+
+
+def _summary(histogram: Any) -> dict[str, float | int | None]:
+    count = histogram.get_total_count()
+    names = [f"p{percentile:g}_ms".replace(".", "_") for percentile in PERCENTILES]
+    if not count:
+        return {"count": 0, **dict.fromkeys(names), "max_ms": None}
+    values = histogram.get_percentile_to_value_dict(list(PERCENTILES))
+    in_ms = {name: values[p] / 1000 for name, p in zip(names, PERCENTILES, strict=True)}
+    return {"count": count, **in_ms, "max_ms": histogram.get_max_value() / 1000}
