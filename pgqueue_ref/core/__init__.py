@@ -25,14 +25,14 @@ from .errors import (
     UnknownKind,
     translate,
 )
-from .jobs import Job, JobRow, Json, NewJob, Position, Pushed, Rescued, Seconds, Stat, Want, seconds
+from .jobs import Chores, Job, JobRow, Json, NewJob, Position, Pushed, Rescued, Seconds, Stat, Want, seconds
 from .operations import ATOMIC, Failure, Held, Operation, Statement
 from .queue import AsyncQueue, Queue
 from .runners import run, run_async
 from .states import ACTIVE, TERMINAL, TRANSITIONS, Status, Transition
 
 __all__ = [
-    "ACTIVE", "ATOMIC", "SCHEMA_SQL", "TERMINAL", "TRANSITIONS", "AsyncQueue", "Backoff", "ConnectionLimit",
+    "ACTIVE", "ATOMIC", "SCHEMA_SQL", "TERMINAL", "TRANSITIONS", "AsyncQueue", "Backoff", "Chores", "ConnectionLimit",
     "DatabaseUnavailable", "Failure", "Held", "InvalidJob", "Jitter", "Job", "JobNotFound", "JobRow", "Json",
     "LeaseLost", "LockTimeout", "NewJob", "Operation", "Position", "Pushed", "Queue", "QueueBusy", "QueueError",
     "Rescued", "SchemaMissing", "Seconds", "Stat", "Statement", "StatementTimeout", "Status", "Transition",

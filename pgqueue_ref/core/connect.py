@@ -30,10 +30,11 @@ def conninfo(
     schema: str | None = None,
     statement_timeout_ms: int | None = None,
     application_name: str = "pgqueue_ref",
+    options: str = "",
 ) -> str:
     """A libpq connection string from `postgresql://`, `postgresql+psycopg://` or key=value, with the queue's settings.
 
-    What the DSN says itself wins; None means the environment. Raises `QueueError` without repeating the DSN, which may
+    What the DSN says itself wins; None means the environment; `options` are more start-up options (`-c name=value`). Raises `QueueError` without repeating the DSN, which may
     hold a password.
     """
     dsn = dsn if dsn is not None else os.environ.get("PGQUEUE_DATABASE_URL", "")
@@ -49,14 +50,14 @@ def conninfo(
             "the DSN is not understood: write postgresql://user:password@host:port/database or host=... dbname=..."
         ) from None
     schema = schema if schema is not None else os.environ.get("PGQUEUE_SCHEMA", "")
-    options = [str(given.get("options") or "")]
+    parts = [str(given.get("options") or ""), options]
     if schema:
         quoted = '"' + text(schema, "schema", 63).replace('"', '""') + '"'
-        options.append("-c search_path=" + re.sub(r"([\s\\])", r"\\\1", quoted))
+        parts.append("-c search_path=" + re.sub(r"([\s\\])", r"\\\1", quoted))
     if timeout := _timeout(statement_timeout_ms):
-        options.append(f"-c statement_timeout={timeout}")
+        parts.append(f"-c statement_timeout={timeout}")
     defaults: dict[str, Any] = {"application_name": application_name, **PATIENCE}
-    return make_conninfo("", **(defaults | given | {"options": " ".join(filter(None, options))}))
+    return make_conninfo("", **(defaults | given | {"options": " ".join(filter(None, parts))}))
 
 
 def _timeout(statement_timeout_ms: int | None) -> int:

@@ -217,6 +217,14 @@ class Rescued(NamedTuple):
     refused: list[int]
 
 
+class Chores(NamedTuple):
+    """Which maintenance has something to do."""
+
+    rescue: bool
+    expire: bool
+    cleanup: bool
+
+
 class Stat(NamedTuple):
     """How many jobs a queue holds of a kind in a status; `due` of them could start now, the oldest since `oldest`."""
 

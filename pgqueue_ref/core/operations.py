@@ -18,6 +18,7 @@ from .jobs import (
     DEFAULT_TTL,
     MAX_ERROR,
     MAX_KEY,
+    Chores,
     Job,
     JobRow,
     Json,
@@ -62,12 +63,13 @@ class Held(Protocol):
 
 
 class Failure(NamedTuple):
-    """One failed attempt for `fail_many`; `final` ends the job whatever attempts are left."""
+    """One failed attempt for `fail_many`: `final` ends the job `failed` whatever attempts are left, `cancel` `cancelled`."""
 
     job: Held
     error: str
     delay: Seconds = 0.0
     final: bool = False
+    cancel: bool = False
 
 
 # -- push ------------------------------------------------------------------------------------------------------
@@ -257,7 +259,8 @@ def fail_many(failures: Iterable[Failure], *, max_errors: int = 10) -> Operation
             for _, f in given
         ],
         "delays": [seconds(f.delay, "delay") for _, f in given],
-        "finals": [f.final for _, f in given],
+        "ends": ["cancelled" if f.cancel else "failed" if f.final else None for _, f in given],
+        "ttl": DEFAULT_TTL,
         "max_errors": whole(max_errors, "max_errors"),
     }
     rows = (yield Statement(sql.FAIL, params)) if given else []
@@ -468,6 +471,11 @@ def rescue(limit: int = 500, *, max_errors: int = 10) -> Operation[Rescued]:
         if len(lost) < limit:
             return result
         queue, last = lost[-1]
+
+
+def chores() -> Operation[Chores]:
+    """Whether `rescue`, `expire` and `cleanup` would find anything: one cheap statement for a worker with nothing to do."""
+    return Chores._make((yield Statement(sql.CHORES))[0])
 
 
 def expire(limit: int = 1000) -> Operation[int]:

@@ -143,17 +143,18 @@ SET status = 'succeeded', finished_at = now(), lease_expires_at = NULL,
 {_HELD} RETURNING id, lease_token
 """
 
-# Attempts that failed, each with its message and delay; the row decides whether attempts are left.
+# Attempts that failed, each with its message and delay. The row decides whether attempts are left, unless the end is given.
 FAIL = f"""
 UPDATE pgqueue_jobs
-SET (status, run_at, finished_at, errors) = (
-        SELECT CASE WHEN ends THEN 'failed' ELSE 'pending' END,
-               CASE WHEN ends THEN run_at ELSE now() + make_interval(secs => given.delay) END,
-               CASE WHEN ends THEN now() END,
+SET (status, run_at, finished_at, delete_after, errors) = (
+        SELECT coalesce(ends, 'pending'),
+               CASE WHEN ends IS NULL THEN now() + make_interval(secs => given.delay) ELSE run_at END,
+               CASE WHEN ends IS NOT NULL THEN now() END,
+               CASE WHEN ends = 'cancelled' THEN now() + make_interval(secs => %(ttl)s) END,
                (errors || given.error)[greatest(1, cardinality(errors) + 2 - %(max_errors)s):]
-        FROM unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(errors)s::text[], %(delays)s::float8[], %(finals)s::boolean[])
-             AS given (id, token, error, delay, final)
-        CROSS JOIN LATERAL (SELECT given.final OR attempt >= max_attempts AS ends) AS decision
+        FROM unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(errors)s::text[], %(delays)s::float8[], %(ends)s::text[])
+             AS given (id, token, error, delay, forced)
+        CROSS JOIN LATERAL (SELECT coalesce(given.forced, CASE WHEN attempt >= max_attempts THEN 'failed' END) AS ends) AS decision
         WHERE given.id = pgqueue_jobs.id AND given.token = lease_token),
     lease_expires_at = NULL
 {_HELD} RETURNING id, lease_token, status
@@ -282,6 +283,15 @@ WITH page AS MATERIALIZED (
     RETURNING id
 )
 SELECT (SELECT count(*) FROM gone), (SELECT max(id) FROM page)
+"""
+
+# What is there to do, for one transaction of an idle worker. min() takes the head of pgqueue_jobs_expiry and _cleanup; with
+# EXISTS the planner may expect a hit anywhere and read the whole table when there is none.
+CHORES = """
+SELECT coalesce((SELECT min(lease_expires_at) FROM pgqueue_jobs WHERE status = 'running') < now(), false),
+       coalesce((SELECT min(expires_at) FROM pgqueue_jobs
+                 WHERE expires_at IS NOT NULL AND status IN ('pending', 'blocked')) <= now(), false),
+       coalesce((SELECT min(delete_after) FROM pgqueue_jobs WHERE delete_after IS NOT NULL) <= now(), false)
 """
 
 # -- looking ---------------------------------------------------------------------------------------------------
