@@ -10,7 +10,7 @@ import importlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +55,18 @@ def server(pytestconfig: pytest.Config) -> Iterator[Any]:
     pytestconfig.stash[_SERVERS].add(server.describe())
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def provisioned(pytestconfig: pytest.Config) -> Callable[..., Any]:
+    """`provisioned(spec, **settings)`: another server, for tests that limit, kill or configure one; close it."""
+
+    def provisioned(spec: str, **settings: str) -> Any:
+        server = _provision(spec, settings)
+        pytestconfig.stash[_SERVERS].add(server.describe())
+        return server
+
+    return provisioned
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +126,7 @@ def _dsn_of(dsn: str, database: str) -> str:
     return make_conninfo(dsn, dbname=database)
 
 
-def _provision(spec: str) -> Any:
+def _provision(spec: str, settings: Mapping[str, str] | None = None) -> Any:
     try:
         from pgqueue_ref.harness.server import ProvisionError, provision
     except ModuleNotFoundError:  # beside a vendored core
@@ -122,7 +134,7 @@ def _provision(spec: str) -> Any:
             pytest.fail(f"--postgres {spec} needs pgqueue-ref[load]; give a DSN instead", pytrace=False)
         return _GivenServer(spec)
     try:
-        return provision(spec)
+        return provision(spec, settings=settings)
     except ProvisionError as error:
         pytest.fail(str(error), pytrace=False)
 

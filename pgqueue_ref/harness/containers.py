@@ -33,6 +33,8 @@ from pgqueue_ref.harness.server import START_SECONDS, STOP_SECONDS, Server, free
 from pgqueue_ref.harness.watchdog import Watchdog
 
 DEFAULT_IMAGE = "postgres:18"
+RUN_VARIABLE = "PGQUEUE_CONTAINER_RUN"  # its value labels every container, so that a run can count its own
+RUN_LABEL = "pgqueue_ref.run"
 LINK = Path("/sys/class/net/docker0")
 
 # Its input is the name of a container. An engine that is gone took its containers with it.
@@ -75,7 +77,7 @@ class DockerServer(Server):
     def __init__(self, image: str, settings: Mapping[str, str]) -> None:
         self.settings, self.version, self.where = dict(settings), "?", f" ({image})"
         testcontainers_config.ryuk_disabled = True  # one image less to pull; the watchdog does its work
-        if not _answers():
+        if not _answers(address()):
             raise ProvisionError("docker: no engine answers")
         self._container = _Container(
             image, username="postgres", password=secrets.token_urlsafe(24), dbname="postgres", driver=None
@@ -87,6 +89,7 @@ class DockerServer(Server):
         self._container.ports["5432"] = published  # type: ignore[assignment] # Docker takes an address, too
         arguments = [word for key, value in self.settings.items() for word in ("-c", f"{key}={value}")]
         self._container.with_name(name).with_command(["postgres", *arguments])
+        self._container.with_kwargs(labels={RUN_LABEL: os.environ.get(RUN_VARIABLE, "")})
         self._watchdog = Watchdog([sys.executable, "-c", _REMOVE_CONTAINER])
         self._watchdog.tell(name)
         atexit.register(self.close)
@@ -154,7 +157,7 @@ def engine() -> Iterator[dict[str, str]]:
 
     Raises `ProvisionError` when there is none and none can be started, or when it could not be cleaned up.
     """
-    if _answers() or (_install() and _answers()):  # with systemd, the package starts a service
+    if _answers(address()) or (_install() and _answers(address())):  # with systemd, the package starts a service
         yield {}
         return
     directory = Path(tempfile.mkdtemp(prefix="pgq-docker-"))
@@ -162,16 +165,16 @@ def engine() -> Iterator[dict[str, str]]:
     watchdog = Watchdog(["/bin/sh", "-c", _STOP_ENGINE, "watchdog", str(directory), "" if had_link else LINK.name])
     process = _start_engine(directory)
     watchdog.tell(str(process.pid))
-    address = f"unix://{directory}/docker.sock"
+    started = f"unix://{directory}/docker.sock"
     try:
         for _ in until(START_SECONDS, "dockerd does not answer"):
             if process.poll() is not None:
                 log = (directory / "log").read_text(errors="replace").strip().splitlines()
                 raise ProvisionError(f"docker: dockerd did not start: {log[-1] if log else 'no message'}")
-            if _answers(address):
+            if _answers(started):
                 break
         yield {
-            "DOCKER_HOST": address,
+            "DOCKER_HOST": started,
             # Where this itself runs in a container, testcontainers would look for the engine outside it.
             "TESTCONTAINERS_CONNECTION_MODE": "docker_host",
             "TC_HOST": "127.0.0.1",
@@ -184,16 +187,19 @@ def engine() -> Iterator[dict[str, str]]:
         raise ProvisionError(f"docker: the engine was stopped, but {' and '.join(left)} could not be removed")
 
 
-def _answers(address: str = "") -> bool:
-    """Whether an engine answers at `address`, or at the place that is configured."""
-    address = address or get_docker_host() or "unix:///var/run/docker.sock"
-    path = address.removeprefix("unix://")
-    if path != address:
+def address() -> str:
+    """Where the configured engine should answer: DOCKER_HOST, the current context's, or the default socket."""
+    return get_docker_host() or "unix:///var/run/docker.sock"
+
+
+def _answers(where: str) -> bool:
+    path = where.removeprefix("unix://")
+    if path != where:
         with socket.socket(socket.AF_UNIX) as probe:  # Docker's client would leave its own socket open
             if probe.connect_ex(path):
                 return False
     try:
-        with contextlib.closing(docker.DockerClient(address)) as client:
+        with contextlib.closing(docker.DockerClient(where)) as client:
             return bool(client.ping())
     except DockerException:
         return False

@@ -24,6 +24,7 @@ from docker.errors import DockerException
 from pgqueue_ref.harness import binaries
 from pgqueue_ref.harness.binaries import ProvisionError
 
+MADE_HERE = "localtest/postgres"
 PROGRAMS = Path("/usr/local/lib")  # in the image
 TOOLS = ("bash", "cat", "chmod", "chown", "env", "id", "ls", "mkdir", "rm", "sed", "setpriv", "sleep")
 DOCKERFILE = """FROM scratch
@@ -78,7 +79,7 @@ def obtain(client: docker.DockerClient, major: str) -> tuple[str, str]:
         reason = complaint(error)
     else:
         return official, f"{official}, the official image"
-    tag = f"localtest/postgres:{major}"
+    tag = f"{MADE_HERE}:{major}"
     make(client, major, tag)
     return tag, f"{tag}, made here from the embedded PostgreSQL {major}; {official} cannot be pulled: {reason}"
 

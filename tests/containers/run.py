@@ -1,0 +1,120 @@
+"""Runs the conformance and container suites against PostgreSQL 16 and 18 in containers (`nox -s containers`).
+
+Uses the Docker engine that answers, or starts one where it may; takes the official image, or makes one where no
+registry answers, and says which. Exit code 0 only when every suite ran, passed and left nothing behind; 1
+otherwise, also when no engine or image can be had. `--summary FILE` writes the figures as JSON.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from pgqueue_ref.harness.containers import RUN_LABEL, RUN_VARIABLE, address, engine
+from pgqueue_ref.harness.images import MADE_HERE, obtain
+from pgqueue_ref.harness.server import ProvisionError
+
+TESTS = Path(__file__).parents[1]
+SUITES = ("conformance", "containers")
+VERSIONS = ("16", "18")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="containers", description=__doc__.splitlines()[0])
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("containers: stopped by SIGTERM"))
+    servers: dict[str, str] = {}
+    figures: list[dict[str, Any]] = []
+    try:
+        with engine() as environment:
+            run(environment, servers, figures)
+    except ProvisionError as error:
+        print(f"containers: {error}", file=sys.stderr)
+        figures.append(figure(str(error), 1, "errors", "= 0", ok=False))
+    print("\n".join(["", *(f"PostgreSQL {major}: {what}" for major, what in servers.items())]))
+    for row in figures:
+        print(f"{'ok  ' if row['ok'] else 'FAIL'} {row['name']}: {row['value']} {row['unit']} ({row['bound']})")
+    if options.summary:
+        options.summary.write_text(json.dumps({"server": servers, "figures": figures}, indent=2) + "\n")
+    passed = bool(figures) and all(row["ok"] for row in figures)
+    print("PASS" if passed else "FAIL")
+    return 0 if passed else 1
+
+
+def run(environment: dict[str, str], servers: dict[str, str], figures: list[dict[str, Any]]) -> None:
+    """Run every suite on every version; fills `servers` and `figures` as it goes."""
+    label = secrets.token_hex(8)
+    where = environment.get("DOCKER_HOST", address())
+    with contextlib.closing(docker.DockerClient(where)) as client:
+        print(f"Docker {client.version()['Version']} at {where}{' (started here)' if environment else ''}")
+        for major in VERSIONS:
+            image, what = obtain(client, major)
+            version = client.containers.run(image, ["postgres", "--version"], remove=True).decode().strip()
+            servers[major] = f"{version} from {what}"
+            print(f"PostgreSQL {major}: {servers[major]}", flush=True)
+            try:
+                for suite in SUITES:
+                    figures += run_suite(suite, image, environment | {RUN_VARIABLE: label})
+            finally:
+                if image.startswith(MADE_HERE):
+                    client.images.remove(image, force=True)
+        left = client.containers.list(all=True, filters={"label": f"{RUN_LABEL}={label}"})
+        for container in left:
+            container.remove(force=True, v=True)
+        figures.append(figure("containers that a suite left behind", len(left), "containers", "= 0", ok=not left))
+
+
+def run_suite(suite: str, image: str, environment: dict[str, str]) -> list[dict[str, Any]]:
+    """Run one suite in a process of its own and read its result file."""
+    with tempfile.TemporaryDirectory(prefix="pgq-") as scratch:
+        results = Path(scratch, "results.xml")
+        code = wait([sys.executable, "-m", "pytest", "-q", str(TESTS / suite),
+                     "--postgres", f"docker:{image}", f"--junitxml={results}"], environment)  # fmt: skip
+        root = xml.etree.ElementTree.parse(results).getroot() if results.exists() else None
+    counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
+    for element in root.iter("testsuite") if root is not None else ():
+        counts = {key: counts[key] + int(element.get(key, 0)) for key in counts}
+    ran = counts["tests"] - counts["skipped"]
+    bad = counts["failures"] + counts["errors"]
+    name = f"{suite} on {image}"
+    return [
+        figure(f"{name}: run", ran, "tests", "> 0", ok=ran > 0),
+        figure(f"{name}: not passed (pytest exit code {code})", bad, "tests", "= 0", ok=bad == 0 and code == 0),
+    ]
+
+
+def wait(command: list[str], environment: dict[str, str]) -> int:
+    """Run to the end and return the exit code; stop when whoever started us is gone (killed)."""
+    parent = os.getppid()
+    process = subprocess.Popen(command, env=os.environ | environment, cwd=TESTS.parent)
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(1)
+            if os.getppid() != parent:
+                sys.exit("containers: the process that started this is gone; stopping")
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)  # pytest tears its fixtures down
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            process.kill()
+
+
+def figure(name: str, value: float, unit: str, bound: str, *, ok: bool) -> dict[str, Any]:
+    return {"name": name, "value": value, "unit": unit, "bound": bound, "ok": ok}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
