@@ -6,6 +6,8 @@
 
 The statements go through `exec_driver_sql`: taking psycopg's connection out and writing on it would bypass
 SQLAlchemy's transaction, and the rows would be lost at commit. The dialect must be `postgresql+psycopg`.
+
+`metadata` describes the tables for Alembic's autogenerate, this project's and yours.
 """
 
 from __future__ import annotations
@@ -13,7 +15,21 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import psycopg
-from sqlalchemy import Connection
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Connection,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -87,3 +103,93 @@ def _translate(error: SQLAlchemyError) -> QueueError:
     if isinstance(error, DBAPIError) and isinstance(error.orig, psycopg.Error):
         return translate(error.orig)
     return QueueError(str(error).splitlines()[0])
+
+
+# The tables as core/schema.sql makes them, where each line is explained; a test compares the two. The trigger that
+# wakes workers is not part of it: MetaData knows no triggers. Without it they poll.
+metadata = MetaData()
+_NOW, _ZERO = text("now()"), text("0")
+_MOMENT = DateTime(timezone=True)
+
+_jobs = Table(
+    "pgqueue_jobs",
+    metadata,
+    Column("id", BigInteger, Identity(always=False), primary_key=True),
+    Column("lease_token", BigInteger, nullable=False, server_default=_ZERO),
+    Column("run_at", _MOMENT, nullable=False, server_default=_NOW),
+    Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
+    Column("expires_at", _MOMENT),
+    Column("started_at", _MOMENT),
+    Column("lease_expires_at", _MOMENT),
+    Column("finished_at", _MOMENT),
+    Column("delete_after", _MOMENT),
+    Column("priority", Integer, nullable=False, server_default=_ZERO),
+    Column("attempt", Integer, nullable=False, server_default=_ZERO),
+    Column("max_attempts", Integer),
+    Column("queue", Text, nullable=False, server_default=text("'default'")),
+    Column("kind", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default=text("'pending'")),
+    Column("external_key", Text),
+    Column("worker", Text),
+    Column("errors", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("payload", JSONB, nullable=False, server_default=text("'null'")),
+    Column("metadata", JSONB, nullable=False, server_default=text("'{}'")),
+    CheckConstraint(
+        "status IN ('pending', 'blocked', 'running', 'succeeded', 'failed', 'cancelled')", name="pgqueue_jobs_status"
+    ),
+    CheckConstraint(
+        "octet_length(queue) BETWEEN 1 AND 255 AND octet_length(kind) BETWEEN 1 AND 255 "
+        "AND octet_length(external_key) BETWEEN 1 AND 1024",
+        name="pgqueue_jobs_names",
+    ),
+    CheckConstraint("attempt >= 0 AND max_attempts >= 1", name="pgqueue_jobs_attempts"),
+    postgresql_with={
+        "autovacuum_vacuum_scale_factor": 0,
+        "autovacuum_vacuum_threshold": 1000,
+        "autovacuum_vacuum_insert_scale_factor": 0,
+        "autovacuum_vacuum_insert_threshold": 100_000,
+        "autovacuum_analyze_scale_factor": 0.05,
+        "autovacuum_analyze_threshold": 1000,
+        "autovacuum_vacuum_cost_delay": 0,
+        "fillfactor": 70,
+    },
+)
+_column = _jobs.c
+Index(
+    "pgqueue_jobs_key",
+    _column.kind,
+    _column.external_key,
+    unique=True,
+    postgresql_where=text("external_key IS NOT NULL"),
+)
+Index(
+    "pgqueue_jobs_claim",
+    _column.queue,
+    _column.kind,
+    _column.priority.desc(),
+    _column.run_at,
+    _column.id,
+    postgresql_where=text("status = 'pending'"),
+)
+Index(
+    "pgqueue_jobs_active",
+    _column.status,
+    _column.queue,
+    _column.id,
+    postgresql_where=text("status IN ('running', 'blocked')"),
+)
+Index(
+    "pgqueue_jobs_expiry",
+    _column.expires_at,
+    postgresql_where=text("expires_at IS NOT NULL AND status IN ('pending', 'blocked')"),
+)
+Index("pgqueue_jobs_cleanup", _column.delete_after, postgresql_where=text("delete_after IS NOT NULL"))
+Index("pgqueue_jobs_failed", _column.finished_at, _column.id, postgresql_where=text("status = 'failed'"))
+
+Table(
+    "pgqueue_queues",
+    metadata,
+    Column("queue", Text, primary_key=True),
+    Column("paused_at", _MOMENT, nullable=False, server_default=_NOW),
+    CheckConstraint("octet_length(queue) BETWEEN 1 AND 255", name="pgqueue_queues_queue_check"),
+)
