@@ -29,23 +29,24 @@ def run(connection: psycopg.Connection[Any], operation: Operation[T]) -> T:
     try:
         with ExitStack() as stack:
             cursor = stack.enter_context(connection.cursor(row_factory=tuple_row))
-            step = next(operation)
-            while True:
-                if step is ATOMIC:
-                    if needs_transaction(connection):
-                        stack.enter_context(connection.transaction())
-                    step = operation.send([])
-                    continue
-                try:
-                    rows = cursor.execute(step.sql, step.params or None).fetchall()
-                except psycopg.Error as error:
-                    refused = translate(error)
-                    refused.__cause__ = error
-                    step = operation.throw(refused)
-                else:
-                    step = operation.send(rows)
-    except StopIteration as done:
-        result: T = done.value
+            try:
+                step = next(operation)
+                while True:
+                    if step is ATOMIC:
+                        if needs_transaction(connection):
+                            stack.enter_context(connection.transaction())
+                        step = operation.send([])
+                        continue
+                    try:
+                        rows = cursor.execute(step.sql, step.params or None).fetchall()
+                    except psycopg.Error as error:
+                        refused = translate(error)
+                        refused.__cause__ = error
+                        step = operation.throw(refused)
+                    else:
+                        step = operation.send(rows)
+            except StopIteration as done:  # caught in here: the transaction would take it for a failure and roll back
+                result: T = done.value
         return result
     except psycopg.Error as error:  # opening the cursor, BEGIN, COMMIT
         raise translate(error) from error
@@ -56,24 +57,25 @@ async def run_async(connection: psycopg.AsyncConnection[Any], operation: Operati
     try:
         async with AsyncExitStack() as stack:
             cursor = await stack.enter_async_context(connection.cursor(row_factory=tuple_row))
-            step = next(operation)
-            while True:
-                if step is ATOMIC:
-                    if needs_transaction(connection):
-                        await stack.enter_async_context(connection.transaction())
-                    step = operation.send([])
-                    continue
-                try:
-                    await cursor.execute(step.sql, step.params or None)
-                    rows = await cursor.fetchall()
-                except psycopg.Error as error:
-                    refused = translate(error)
-                    refused.__cause__ = error
-                    step = operation.throw(refused)
-                else:
-                    step = operation.send(rows)
-    except StopIteration as done:
-        result: T = done.value
+            try:
+                step = next(operation)
+                while True:
+                    if step is ATOMIC:
+                        if needs_transaction(connection):
+                            await stack.enter_async_context(connection.transaction())
+                        step = operation.send([])
+                        continue
+                    try:
+                        await cursor.execute(step.sql, step.params or None)
+                        rows = await cursor.fetchall()
+                    except psycopg.Error as error:
+                        refused = translate(error)
+                        refused.__cause__ = error
+                        step = operation.throw(refused)
+                    else:
+                        step = operation.send(rows)
+            except StopIteration as done:
+                result: T = done.value
         return result
     except psycopg.Error as error:
         raise translate(error) from error
