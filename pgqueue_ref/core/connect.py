@@ -34,8 +34,8 @@ def conninfo(
 ) -> str:
     """A libpq connection string from `postgresql://`, `postgresql+psycopg://` or key=value, with the queue's settings.
 
-    What the DSN says itself wins; None means the environment; `options` are more start-up options (`-c name=value`). Raises `QueueError` without repeating the DSN, which may
-    hold a password.
+    What the DSN says itself wins; None means the environment; `options` are more start-up options (`-c name=value`).
+    Raises `QueueError` without repeating the DSN, which may hold a password.
     """
     dsn = dsn if dsn is not None else os.environ.get("PGQUEUE_DATABASE_URL", "")
     if not dsn.strip():

@@ -63,7 +63,7 @@ class Held(Protocol):
 
 
 class Failure(NamedTuple):
-    """One failed attempt for `fail_many`: `final` ends the job `failed` whatever attempts are left, `cancel` `cancelled`."""
+    """One failed attempt for `fail_many`; `final` ends the job `failed`, `cancel` `cancelled`, attempts left or not."""
 
     job: Held
     error: str
@@ -277,9 +277,14 @@ def fail(
     return ended[job.id, job.lease_token]
 
 
+def snooze_many(jobs: Iterable[Held], delay: Seconds) -> Operation[list[Held]]:
+    """Put claimed jobs back for later without spending the attempts; returns the stale."""
+    return (yield from _held(sql.PUT_BACK, jobs, {"delay": seconds(delay, "delay")}))
+
+
 def snooze(job: Held, delay: Seconds) -> Operation[None]:
-    """Put a claimed job back for later without spending the attempt; raises `LeaseLost`."""
-    _require((yield from _held(sql.PUT_BACK, [job], {"delay": seconds(delay, "delay")})))
+    """`snooze_many` of one job; raises `LeaseLost`."""
+    _require((yield from snooze_many([job], delay)))
 
 
 def release_many(jobs: Iterable[Held]) -> Operation[list[Held]]:
@@ -474,7 +479,7 @@ def rescue(limit: int = 500, *, max_errors: int = 10) -> Operation[Rescued]:
 
 
 def chores() -> Operation[Chores]:
-    """Whether `rescue`, `expire` and `cleanup` would find anything: one cheap statement for a worker with nothing to do."""
+    """Whether `rescue`, `expire` and `cleanup` would find anything: one cheap statement."""
     return Chores._make((yield Statement(sql.CHORES))[0])
 
 

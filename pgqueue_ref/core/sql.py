@@ -118,7 +118,9 @@ WITH picked AS MATERIALIZED (
 UPDATE pgqueue_jobs
 SET status = 'running', attempt = attempt + 1, lease_token = lease_token + 1, worker = %(worker)s, started_at = now(),
     lease_expires_at = now() + make_interval(secs => %(lease)s),
-    max_attempts = coalesce(max_attempts, (%(max_attempts)s::int[])[array_position(%(kinds)s::text[], kind)])
+    max_attempts = coalesce(max_attempts, (
+        SELECT want.most FROM unnest(%(queues)s::text[], %(kinds)s::text[], %(max_attempts)s::int[]) AS want (queue, kind, most)
+        WHERE want.queue = pgqueue_jobs.queue AND want.kind = pgqueue_jobs.kind LIMIT 1))
 WHERE id = ANY (ARRAY(SELECT id FROM picked))
 RETURNING id, queue, kind, external_key, priority, attempt, max_attempts, run_at, created_at, lease_token,
           payload::text, metadata::text

@@ -1,0 +1,69 @@
+"""A database connection that comes back: opened when needed, dropped when it breaks, one statement at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any, TypeVar
+
+import psycopg
+
+from pgqueue_ref.core import DatabaseUnavailable, Operation, connect_async, run_async
+
+T = TypeVar("T")
+_uniform = random.SystemRandom().uniform
+
+
+class Link:
+    """`dsn` and `settings` as for `connect_async`; `prepare` False for poolers that share server connections."""
+
+    def __init__(self, dsn: str | None, *, prepare: bool = True, **settings: Any) -> None:
+        self._dsn, self._settings, self._prepare = dsn, settings, prepare
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._lock = asyncio.Lock()
+
+    async def open(self) -> psycopg.AsyncConnection[Any]:
+        """The connection, made if there is none. Raises `ConnectionLimit` or `DatabaseUnavailable`."""
+        if self._connection is None or self._connection.closed:
+            self._connection = await connect_async(self._dsn, **self._settings)
+            if not self._prepare:
+                self._connection.prepare_threshold = None
+        return self._connection
+
+    async def run(self, *operations: Operation[Any]) -> list[Any]:
+        """Run operations, several as one transaction; a broken connection is dropped, and the next call makes one."""
+        async with self._lock:
+            try:
+                connection = await self.open()
+                if len(operations) == 1:
+                    return [await run_async(connection, operations[0])]
+                try:
+                    async with connection.transaction():
+                        return [await run_async(connection, operation) for operation in operations]
+                except psycopg.Error as error:  # BEGIN or COMMIT
+                    raise DatabaseUnavailable(f"connection lost ({str(error).splitlines()[0]})") from error
+            except DatabaseUnavailable:
+                await self.close()
+                raise
+
+    async def close(self) -> None:
+        """Drop the connection; `run` makes a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+
+class Patience:
+    """Delays for whoever waits until the database is back: exponential with full jitter, 0.1 s to 10 s."""
+
+    def __init__(self) -> None:
+        self._tries = 0
+
+    def reset(self) -> None:
+        """The database answered."""
+        self._tries = 0
+
+    def delay(self) -> float:
+        """Seconds to wait before the next try."""
+        self._tries += 1
+        return _uniform(0.05, min(10.0, 0.1 * 2.0 ** min(self._tries, 10)))

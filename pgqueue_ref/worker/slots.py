@@ -1,0 +1,225 @@
+"""Runs handlers: a slot is a task that takes one attempt after the other, and starts the next slot when there is more
+than it can do. A handler that never waits costs no task of its own; one that waits has its slot to itself.
+
+Whatever a handler does, its attempt ends exactly once: `Ending` says how, and the worker's `Writer` tells the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from pgqueue_ref.core import Job, seconds
+from pgqueue_ref.core.jobs import DEFAULT_TTL
+
+from .kinds import COMPLETED, Cancel, Ignore, Kind, RetryAfter, Snooze
+from .threads import Threads
+
+log = logging.getLogger("pgqueue_ref.worker")
+
+
+class Ending(Enum):
+    """How an attempt ended."""
+
+    COMPLETE = "complete"
+    FAIL = "fail"
+    CANCEL = "cancel"
+    SNOOZE = "snooze"
+    RELEASE = "release"
+    DONE = "done"  # completed by the handler itself: nothing to write
+    GONE = "gone"  # the lease was lost: nothing to write
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """A claimed job in this process, from the claim until its ending is written."""
+
+    job: Job
+    kind: Kind
+    fresh: float  # when its lease was last known to begin, on this process's clock
+    task: asyncio.Task[Any] | None = None
+    ending: Ending | None = None
+    ignored: bool = False
+    ttl: float | None = None
+    delay: float = 0.0
+    error: str = ""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What the fence goes by."""
+        return self.job.id, self.job.lease_token
+
+
+class Slots:
+    """`on_end` is called once for each attempt, on the event loop, when its `ending` is set; `on_free` when a thread
+    that had been given up returns its slot."""
+
+    def __init__(self, worker: str, on_end: Callable[[Attempt], None], on_free: Callable[[], None]) -> None:
+        self.running = 0  # attempts admitted and not ended
+        self._worker, self._on_end, self._on_free = worker, on_end, on_free
+        self._ready: deque[Attempt] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._coming = False
+        self._threads = Threads("pgqueue-handler")
+
+    def admit(self, attempts: list[Attempt]) -> None:
+        """Run these, in their order."""
+        for attempt in attempts:
+            attempt.kind.running += 1
+        self.running += len(attempts)
+        self._ready.extend(attempts)
+        self._more()
+
+    def end(self, attempt: Attempt, ending: Ending) -> None:
+        """The attempt is over, whoever says so first; later words about it are dropped."""
+        if attempt.ending is not None:
+            return
+        attempt.ending = ending
+        attempt.kind.running -= 1
+        self.running -= 1
+        self._on_end(attempt)
+
+    def take(self, attempt: Attempt, ending: Ending) -> None:
+        """End an attempt from outside (`RELEASE`, `GONE`) and cancel its handler."""
+        task = attempt.task
+        self.end(attempt, ending)
+        if task is not None:
+            task.cancel()
+
+    def not_begun(self) -> list[Attempt]:
+        """The attempts that wait for a slot; they will not begin."""
+        waiting = list(self._ready)
+        self._ready.clear()
+        return waiting
+
+    async def finish(self, patience: float) -> None:
+        """Give cancelled handlers `patience` seconds to clean up. Threads cannot be stopped, and are not waited for."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=patience)
+
+    def _more(self) -> None:
+        if self._ready and not self._coming:
+            self._coming = True
+            task = asyncio.create_task(self._slot())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _slot(self) -> None:
+        self._coming = False
+        while self._ready:
+            attempt = self._ready.popleft()
+            self._more()  # the next slot gets its turn only if this handler waits for something
+            if attempt.ending is None:
+                await self._attempt(attempt)
+
+    async def _attempt(self, attempt: Attempt) -> None:
+        kind = attempt.kind
+        attempt.task = asyncio.current_task()
+        limit = None if kind.attempt_timeout is None else asyncio.timeout(kind.attempt_timeout)
+        try:
+            if not kind.is_async:
+                value = await self._in_thread(attempt, limit)
+            elif limit is None:
+                value = await kind.handler(attempt.job)
+            else:
+                async with limit:
+                    value = await kind.handler(attempt.job)
+        except asyncio.CancelledError:
+            if attempt.ending is None:
+                self._failed(attempt, "the handler was cancelled")
+            elif attempt.task is not None:
+                attempt.task.uncancel()  # it was `take`: the slot lives on
+        except SystemExit as error:
+            self._failed(attempt, f"the handler called sys.exit({error.code!r})")
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises ends its attempt, not the worker
+            if isinstance(error, TimeoutError) and limit is not None and limit.expired():
+                self._failed(attempt, f"attempt timed out after {kind.attempt_timeout:g} s")
+            else:
+                self._raised(attempt, error)
+        else:
+            self._returned(attempt, value)
+        finally:
+            attempt.task = None
+
+    async def _in_thread(self, attempt: Attempt, limit: asyncio.Timeout | None) -> Any:
+        """Run a plain function in a thread. If it is given up, its slot stays taken until the thread is done."""
+        kind, job = attempt.kind, attempt.job
+        future = self._threads.submit(lambda: kind.handler(job))
+        try:
+            async with limit or contextlib.nullcontext():
+                return await asyncio.shield(future)
+        except BaseException:
+            if not future.done():
+                kind.running += 1  # beside the hold that ends with the attempt
+                future.add_done_callback(lambda done: self._thread_ended(kind, done))
+                words = "job %d (%s) attempt %d: its thread cannot be stopped; its outcome will be discarded"
+                log.warning(words, job.id, job.kind, job.attempt, extra=about(job, self._worker))
+            raise
+
+    def _thread_ended(self, kind: Kind, future: asyncio.Future[Any]) -> None:
+        kind.running -= 1
+        if not future.cancelled():
+            future.exception()  # looked at, so that asyncio does not complain, and dropped
+        self._on_free()
+
+    def _returned(self, attempt: Attempt, value: Any) -> None:
+        if value is COMPLETED:
+            self.end(attempt, Ending.DONE)
+            return
+        try:
+            attempt.ttl = attempt.kind.ttl()
+        except Exception:
+            log.exception(
+                "terminal_ttl of kind %s could not be asked", attempt.kind.name, extra={"worker": self._worker}
+            )
+            attempt.ttl = DEFAULT_TTL
+        self.end(attempt, Ending.COMPLETE)
+
+    def _raised(self, attempt: Attempt, error: Exception) -> None:
+        job = attempt.job
+        if isinstance(error, Snooze):
+            attempt.delay = error.delay
+            self.end(attempt, Ending.SNOOZE)
+        elif isinstance(error, Cancel):
+            attempt.error = str(error) or "cancelled by its handler"
+            self.end(attempt, Ending.CANCEL)
+        elif isinstance(error, RetryAfter):
+            self._failed(attempt, str(error), error.delay)
+        elif isinstance(error, Ignore):
+            attempt.ignored = True
+            self._failed(attempt, str(error) or "ignored failure")
+        else:
+            words = "job %d (%s) attempt %d of %d failed"
+            log.warning(
+                words, job.id, job.kind, job.attempt, job.max_attempts, exc_info=error, extra=about(job, self._worker)
+            )
+            self._failed(attempt, f"{type(error).__name__}: {error}")
+
+    def _failed(self, attempt: Attempt, message: str, delay: float | None = None) -> None:
+        attempt.error = message
+        if delay is None:
+            try:
+                delay = seconds(attempt.kind.backoff(attempt.job.attempt), "backoff")
+            except Exception:
+                log.exception(
+                    "backoff of kind %s failed, waiting 60 s", attempt.kind.name, extra={"worker": self._worker}
+                )
+                delay = 60.0
+        attempt.delay = delay
+        self.end(attempt, Ending.FAIL)
+
+
+def about(job: Job, worker: str) -> dict[str, Any]:
+    """The fields of a log record about an attempt."""
+    return {"worker": worker, "job_id": job.id, "kind": job.kind, "attempt": job.attempt}
+
+
+def keys(attempts: Iterable[Attempt]) -> set[tuple[int, int]]:
+    """The fences of several attempts."""
+    return {attempt.key for attempt in attempts}

@@ -1,0 +1,394 @@
+"""The worker: claims jobs, runs their handlers, has their endings written. `serve` starts it for an application, tests
+turn it by hand with `run_once`.
+
+One loop claims, one writes endings and does maintenance, one keeps leases, one listens; claims and writes have a
+connection each, so that the server works on the next claim while this process runs handlers.
+
+What goes wrong, and then: this process dies (its leases run out and the attempts run again elsewhere); the database
+goes away (the loops wait with jitter and go on, what was buffered is written then); a handler hangs (its timeout ends the
+attempt); a lease is lost (the next heartbeat tells, the attempt is cancelled, whatever it reports is refused).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from pgqueue_ref.core import (
+    Chores,
+    DatabaseUnavailable,
+    InvalidJob,
+    Job,
+    Operation,
+    Position,
+    QueueError,
+    Seconds,
+    Want,
+    connect_async,
+    seconds,
+)
+from pgqueue_ref.core import operations as op
+from pgqueue_ref.core.jobs import text, whole
+
+from .kinds import Kind, Kinds
+from .link import Link, Patience
+from .slots import Attempt, Ending, Slots
+from .writer import Counts, Writer
+
+log = logging.getLogger("pgqueue_ref.worker")
+
+BATCH = 500  # jobs in one claim: in a larger batch the first handlers wait for the last row to be parsed
+LINGER = 0.005  # seconds an ending waits for company while other attempts run
+LOOK_SHARE = 0.05  # of the time at most goes into claims from the head of the order (docs/adr/0003)
+CHORE_INTERVAL = 5.0  # seconds between two questions for maintenance
+CHORE_BATCHES = 20  # of one kind of maintenance in a row: the other kinds want their turn
+# The plan of a prepared statement outlives the empty table it was made for; these keep it on the indexes.
+PLANNER = "-c enable_seqscan=off -c enable_bitmapscan=off -c jit=off"
+
+
+class Worker:
+    """One asyncio worker. Holds three connections, two with `listen` off, whatever its concurrency.
+
+    `max_concurrent_jobs` bounds attempts at once; `poll_interval` (seconds) is how late a due job is noticed at worst;
+    `lease` how long a dead worker's jobs stay with it; `grace` how long `stop` waits for attempts. With `listen` off it
+    prepares no statements and sends no planner settings either: what a pooler in transaction mode needs.
+    """
+
+    def __init__(
+        self,
+        kinds: Kinds,
+        *,
+        dsn: str | None = None,
+        queues: Sequence[str] = ("default",),
+        max_concurrent_jobs: int = 100,
+        poll_interval: Seconds = 1.0,
+        lease: Seconds = 60.0,
+        grace: Seconds = 30.0,
+        listen: bool = True,
+        name: str | None = None,
+    ) -> None:
+        self.kinds = kinds
+        self.queues = tuple(dict.fromkeys(text(queue, "queue") for queue in queues))
+        self.name = text(name or f"{socket.gethostname()[:60]}:{os.getpid()}:{secrets.token_hex(3)}", "name")
+        self.max_concurrent_jobs = whole(max_concurrent_jobs, "max_concurrent_jobs")
+        self.poll_interval, self.lease = seconds(poll_interval, "poll_interval"), seconds(lease, "lease")
+        self.grace = seconds(grace, "grace")
+        if not (self.queues and self.poll_interval and self.lease):
+            raise InvalidJob("a worker needs a queue, and a poll_interval and lease above 0")
+        self.counts = Counts()
+        self.connections = 3 if listen else 2
+        self._dsn, self._listens = dsn, listen
+        options = PLANNER if listen else ""
+        self._claims = Link(dsn, prepare=listen, application_name="pgqueue_ref:claim", options=options)
+        self._writes = Link(dsn, prepare=listen, application_name="pgqueue_ref:write", options=options)
+        self._writer = Writer(self._writes, self.name, self.counts)
+        self._slots = Slots(self.name, self._ended, self._freed)
+        self._positions: dict[tuple[str, str], Position] = {}
+        self._backlog = False  # the last claim found all it asked for
+        self._full_look_at = self._chores_at = 0.0
+        self._chores: Chores | None = None
+        self._turns = itertools.count()
+        self._wake, self._news, self._hurry, self._idle = (asyncio.Event() for _ in range(4))
+        self._loops: list[asyncio.Task[None]] = []
+        self._claiming = self._closing = False
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Worker:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Connect and claim. Raises what is wrong with the database now; what breaks later is waited out."""
+        if self._loops:
+            return
+        await self._claims.run(op.chores())  # says so when the schema is missing
+        await self._writes.open()
+        self._claiming, self._closing = True, False
+        self._chores_at = self._full_look_at = 0.0
+        self._hurry.clear()
+        loops = [self._claim_loop(), self._write_loop(), self._beat_loop()]
+        loops += [self._listen_loop()] if self._listens else []
+        self._loops = [asyncio.create_task(loop) for loop in loops]
+
+    resume = start
+
+    async def stop(self) -> bool:
+        """Claim no more, let attempts end within the grace period, put the rest back unspent, write, disconnect.
+
+        Returns whether all attempts ended by themselves and were written. `resume` starts again.
+        """
+        if not self._loops:
+            return True
+        claim, write, *others = self._loops
+        self._claiming = False
+        self._wake.set()
+        await _outlive(claim)
+        for attempt in self._slots.not_begun():
+            self._slots.end(attempt, Ending.RELEASE)
+        deadline = time.monotonic() + self.grace
+        while self._slots.running and not self._hurry.is_set() and (left := deadline - time.monotonic()) > 0:
+            self._idle.clear()
+            await _first(left, self._idle, self._hurry)
+        late = [attempt for attempt in self._writer.held.values() if attempt.ending is None]
+        for attempt in late:
+            self._slots.take(attempt, Ending.RELEASE)
+        await self._slots.finish(1.0)
+        written = await self._last_words(write, 1.0 if self._hurry.is_set() else 5.0)
+        for task in others:
+            task.cancel()
+            await _outlive(task)
+        self._loops = []
+        await self.close()
+        return written and not late
+
+    def hurry(self) -> None:
+        """End the grace period of a `stop` under way."""
+        self._hurry.set()
+
+    async def run_once(self) -> Counts:
+        """One turn by hand, on a worker that is not started: maintenance, one claim, its handlers, their endings.
+
+        Returns what it did; raises what the database says. Keeps no leases, so handlers must be shorter than theirs.
+        """
+        before = self.counts.copy()
+        self._chores_at = self._full_look_at = 0.0
+        await self._look(ask=True)
+        await self._do_chores()
+        while self._writer.held:
+            if not self._writer.buffer:
+                self._news.clear()
+                await self._news.wait()
+            await self._writer.flush()
+        return self.counts - before
+
+    async def close(self) -> None:
+        """Drop the connections; they come back when needed."""
+        await self._claims.close()
+        await self._writes.close()
+
+    async def _last_words(self, write: asyncio.Task[None], patience: float) -> bool:
+        """Let the write loop empty the buffer and end."""
+        self._closing = True
+        self._news.set()
+        await asyncio.wait([write], timeout=patience)
+        if write.done():
+            await _outlive(write)
+        else:
+            write.cancel()
+            await _outlive(write)
+            log.error("%d endings could not be written: their leases will run out", len(self._writer.buffer))
+        unwritten, self._writer.buffer = self._writer.buffer, []
+        self._writer.held.clear()
+        return not unwritten
+
+    def _ended(self, attempt: Attempt) -> None:
+        self._writer.add(attempt)
+        self._news.set()
+        self._freed()
+
+    def _freed(self) -> None:
+        if self._backlog:
+            self._wake.set()
+        if not self._slots.running:
+            self._idle.set()
+
+    # -- claim --------------------------------------------------------------------------------------------------
+
+    async def _claim_loop(self) -> None:
+        patience = Patience()
+        while self._claiming:
+            self._wake.clear()
+            try:
+                delay = await self._look()
+                patience.reset()
+            except QueueError as error:
+                delay = self._complain("claim", error, patience)
+            if delay:
+                await _first(delay, self._wake)
+            else:
+                await asyncio.sleep(0)  # let the slots begin
+
+    async def _look(self, *, ask: bool = False) -> float:
+        """Claim once; when it is time, ask for chores in the same transaction. Returns seconds until the next."""
+        began = time.monotonic()
+        full = began >= self._full_look_at
+        wants = self._wants(full)
+        ask = ask or began >= self._chores_at
+        operations: list[Operation[Any]] = [op.chores()] if ask else []
+        if wants:
+            operations.append(op.claim(wants, worker=self.name, lease=self.lease))
+        results = await self._claims.run(*operations) if operations else []
+        now = time.monotonic()
+        if ask:
+            self._chores_at = now + CHORE_INTERVAL
+            self._chores = results[0]
+            self._news.set()
+        if not wants:
+            return self.poll_interval
+        jobs: list[Job] = results[-1]
+        self.counts.claimed += len(jobs)
+        attempts = [Attempt(job, self.kinds[job.kind], began) for job in jobs]
+        self._writer.held |= {attempt.key: attempt for attempt in attempts}
+        self._slots.admit(attempts)
+        self._remember(wants, jobs)
+        if full:
+            self._full_look_at = now + min(self.poll_interval, (now - began) * (1 / LOOK_SHARE - 1))
+        if self._backlog:
+            return 0.0 if self._slots.running < self.max_concurrent_jobs else self.poll_interval
+        # Nothing more behind the positions. What lies before them (late commits, released jobs) is for a full look.
+        return self.poll_interval if full else max(0.0, self._full_look_at - now)
+
+    def _wants(self, full: bool) -> list[Want]:
+        """What to ask for: free slots, shared out evenly over queues and kinds, in turns."""
+        if len(self._writer.buffer) >= max(2 * BATCH, self.max_concurrent_jobs):
+            return []  # endings pile up: claim no more than can be written
+        room = min(self.max_concurrent_jobs - self._slots.running, BATCH)
+        free = {kind.name: self._free(kind) for kind in self.kinds}
+        places = [(queue, kind) for kind in self.kinds for queue in self.queues if free[kind.name]]
+        turn = next(self._turns) % len(places) if places else 0
+        wants: list[Want] = []
+        for index, (queue, kind) in enumerate(places[turn:] + places[:turn]):
+            fair = -(-room // (len(places) - index))
+            slots = min(fair, -(-free[kind.name] // len(self.queues)), free[kind.name])
+            if slots > 0:
+                room -= slots
+                free[kind.name] -= slots
+                after = None if full else self._positions.get((queue, kind.name))
+                wants.append(Want(kind.name, slots, queue, kind.max_attempts, after))
+        return wants
+
+    def _free(self, kind: Kind) -> int:
+        """A kind's free slots; its callable may fail, and must not take the worker with it."""
+        try:
+            return kind.free(self.max_concurrent_jobs)
+        except Exception:
+            log.exception("concurrency of kind %s could not be asked", kind.name, extra={"worker": self.name})
+            return 0
+
+    def _remember(self, wants: list[Want], jobs: list[Job]) -> None:
+        """Where the claim got to in each place, and whether any had as much as was asked for."""
+        found: dict[tuple[str, str], int] = {}
+        for job in jobs:  # in claim order, so that the last of a place stays
+            place = job.queue, job.kind
+            found[place] = found.get(place, 0) + 1
+            self._positions[place] = Position(job.priority, job.run_at, job.id)
+        self._backlog = any(found.get((want.queue, want.kind)) == want.slots for want in wants)
+
+    # -- write --------------------------------------------------------------------------------------------------
+
+    async def _write_loop(self) -> None:
+        patience = Patience()
+        while not self._closing or self._writer.buffer:
+            await self._news.wait()
+            if self._claiming and self._slots.running and len(self._writer.buffer) < BATCH:
+                await asyncio.sleep(LINGER)
+            self._news.clear()
+            try:
+                await self._writer.flush()
+                self._freed()
+                if self._claiming:
+                    await self._do_chores()
+                patience.reset()
+            except QueueError as error:
+                await _first(self._complain("write", error, patience), self._hurry)
+                self._news.set()
+
+    async def _do_chores(self) -> None:
+        """The maintenance that the last look asked for. Batches are small, and endings are written in between."""
+        due, self._chores = self._chores, None
+        if due and due.rescue:
+            (rescued,) = await self._writes.run(op.rescue())
+            self.counts.rescued += len(rescued.retried) + len(rescued.failed)
+            for what in ("retried", "failed", "refused"):
+                if ids := getattr(rescued, what):
+                    words = "rescue: %d jobs whose lease ran out: %s (%s ...)"
+                    log.warning(words, len(ids), what, ids[0], extra={"worker": self.name})
+        if due and due.expire:
+            self.counts.expired += await self._chore(op.expire)
+        if due and due.cleanup:
+            self.counts.cleaned += await self._chore(op.cleanup)
+
+    async def _chore(self, make: Callable[[int], Operation[int]]) -> int:
+        total = 0
+        for _ in range(CHORE_BATCHES):
+            (count,) = await self._writes.run(make(1000))
+            total += count
+            if count < 1000:
+                break
+            await self._writer.flush()
+        return total
+
+    async def _beat_loop(self) -> None:
+        patience = Patience()
+        delay = self.lease / 6
+        while True:
+            await asyncio.sleep(delay)
+            delay = self.lease / 6
+            try:
+                for attempt in await self._writer.beat(time.monotonic(), self.lease):
+                    self._slots.take(attempt, Ending.GONE)
+                patience.reset()
+            except QueueError as error:
+                delay = min(delay, self._complain("heartbeat", error, patience))
+
+    # -- wake-up ------------------------------------------------------------------------------------------------
+
+    async def _listen_loop(self) -> None:
+        patience = Patience()
+        while True:
+            try:
+                await self._listen(patience)
+            except (QueueError, psycopg.Error) as error:
+                await asyncio.sleep(self._complain("listening", error, patience))
+
+    async def _listen(self, patience: Patience) -> None:
+        connection = await connect_async(self._dsn, application_name="pgqueue_ref:listen")
+        async with connection:
+            row = await (await connection.execute("SELECT 'pgqueue:' || current_schema()")).fetchone()
+            await connection.execute(SQL("LISTEN {}").format(Identifier(str(row and row[0]))))
+            patience.reset()
+            self._wake.set()  # for what was pushed before this moment
+            async for notice in connection.notifies():
+                if notice.payload in self.queues:
+                    self._wake.set()
+        raise DatabaseUnavailable("the server closed the connection")
+
+    def _complain(self, what: str, error: Exception, patience: Patience) -> float:
+        """Log a break in one line; returns seconds to wait."""
+        delay = patience.delay()
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        log.warning("%s failed, next try in %.1f s: %s", what, delay, line, extra={"worker": self.name})
+        return delay
+
+
+async def _first(delay: float, *events: asyncio.Event) -> None:
+    """Until one of the events is set, or `delay` seconds."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+async def _outlive(task: asyncio.Task[None]) -> None:
+    """Wait for a loop's end. What it died of is logged: a stop must get to its own end."""
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    except Exception:
+        log.exception("a loop of the worker died")

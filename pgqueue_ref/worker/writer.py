@@ -1,0 +1,167 @@
+"""Tells the database how attempts ended, in batches, and that the others go on. Everything it writes is fenced: writing
+again after a break does no harm, and a lost lease shows as a stale answer."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from pgqueue_ref.core import (
+    DatabaseUnavailable,
+    Failure,
+    LockTimeout,
+    Operation,
+    QueueError,
+    SchemaMissing,
+    StatementTimeout,
+)
+from pgqueue_ref.core import operations as op
+
+from .link import Link
+from .slots import Attempt, Ending, about, keys
+
+log = logging.getLogger("pgqueue_ref.worker")
+
+# Errors that pass: the same batch is written again later. Any other is about a row in it.
+PASSING = (DatabaseUnavailable, LockTimeout, SchemaMissing, StatementTimeout)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a worker did since it was made, or in one turn; attempts, but jobs in the last three."""
+
+    claimed: int = 0
+    succeeded: int = 0
+    retried: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    ignored: int = 0  # failures that were expected, also among retried or failed
+    snoozed: int = 0
+    released: int = 0
+    stale: int = 0  # refused by the fence
+    rescued: int = 0
+    expired: int = 0
+    cleaned: int = 0
+
+    def copy(self) -> Counts:
+        """As they stand."""
+        return replace(self)
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(Counts)))
+
+
+class Writer:
+    """The buffer of endings and the leases of everything in this process (`held`)."""
+
+    def __init__(self, link: Link, worker: str, counts: Counts) -> None:
+        self._link, self._worker, self._counts = link, worker, counts
+        self.held: dict[tuple[int, int], Attempt] = {}
+        self.buffer: list[Attempt] = []
+
+    def add(self, attempt: Attempt) -> None:
+        """An attempt ended; written at the next flush."""
+        if attempt.ending in (Ending.DONE, Ending.GONE):
+            self.held.pop(attempt.key, None)
+            self._counts.succeeded += attempt.ending is Ending.DONE
+        else:
+            self.buffer.append(attempt)
+
+    async def flush(self) -> None:
+        """Write the buffer. What could not be written is in it again, in front, and the reason is raised."""
+        batch, self.buffer = self.buffer, []
+        groups: dict[tuple[Ending | None, Any], list[Attempt]] = {}
+        for attempt in batch:
+            groups.setdefault((attempt.ending, _apart(attempt)), []).append(attempt)
+        todo = list(groups.values())
+        while todo:
+            attempts = todo.pop()
+            try:
+                (answer,) = await self._link.run(_operation(attempts))
+            except PASSING:
+                self.buffer[:0] = attempts + [attempt for more in todo for attempt in more]
+                raise
+            except QueueError as error:
+                if len(attempts) > 1:  # a row that the server refuses must not hold up the others
+                    todo += [attempts[: len(attempts) // 2], attempts[len(attempts) // 2 :]]
+                    continue
+                job = attempts[0].job
+                words = "job %d (%s) attempt %d: its outcome was refused, its lease will run out: %s"
+                log.error(words, job.id, job.kind, job.attempt, error, extra=about(job, self._worker))
+                self.held.pop(attempts[0].key, None)
+            else:
+                self._written(attempts, answer)
+
+    def _written(self, attempts: list[Attempt], answer: Any) -> None:
+        counts, ending = self._counts, attempts[0].ending
+        if isinstance(answer, dict):  # of fail_many: what became of each
+            stale = keys(attempts) - answer.keys()
+            ends = list(answer.values())
+            counts.retried += ends.count("pending")
+            counts.failed += ends.count("failed")
+            counts.cancelled += ends.count("cancelled")
+            counts.ignored += sum(attempt.ignored and attempt.key not in stale for attempt in attempts)
+        else:  # the stale ones
+            stale = {(job.id, job.lease_token) for job in answer}
+            done = len(attempts) - len(stale)
+            if ending is Ending.COMPLETE:
+                counts.succeeded += done
+            elif ending is Ending.SNOOZE:
+                counts.snoozed += done
+            else:
+                counts.released += done
+        counts.stale += len(stale)
+        debug = log.isEnabledFor(logging.DEBUG)
+        for attempt in attempts:
+            self.held.pop(attempt.key, None)
+            if attempt.key in stale:
+                self._lost(attempt, "its outcome was refused")
+            elif debug:
+                job = attempt.job
+                words = "job %d (%s) attempt %d: %s"
+                log.debug(words, job.id, job.kind, job.attempt, ending and ending.value, extra=about(job, self._worker))
+
+    def _lost(self, attempt: Attempt, what: str) -> None:
+        job = attempt.job
+        words = "job %d (%s) attempt %d: %s; the lease was lost (rescued, cancelled or ended elsewhere)"
+        log.warning(words, job.id, job.kind, job.attempt, what, extra=about(job, self._worker))
+
+    async def beat(self, now: float, lease: float) -> list[Attempt]:
+        """Extend leases that are a third gone, in one statement. Returns the running attempts no longer ours."""
+        due = [attempt for attempt in self.held.values() if now - attempt.fresh >= lease / 3]
+        if not due:
+            return []
+        (stale,) = await self._link.run(op.heartbeat_many([attempt.job for attempt in due], lease=lease))
+        for attempt in due:
+            attempt.fresh = now
+        gone = {(job.id, job.lease_token) for job in stale}
+        lost = [attempt for attempt in due if attempt.key in gone and attempt.ending is None]
+        self._counts.stale += len(lost)
+        for attempt in lost:
+            self._lost(attempt, "it is stopped")
+        return lost
+
+
+def _apart(attempt: Attempt) -> float | int | None:
+    """What attempts written by one statement have in common."""
+    if attempt.ending is Ending.COMPLETE:
+        return attempt.ttl
+    if attempt.ending is Ending.SNOOZE:
+        return attempt.delay
+    return attempt.kind.max_errors
+
+
+def _operation(attempts: list[Attempt]) -> Operation[Any]:
+    first, jobs = attempts[0], [attempt.job for attempt in attempts]
+    if first.ending is Ending.COMPLETE:
+        return op.complete_many(jobs, ttl=first.ttl)
+    if first.ending is Ending.SNOOZE:
+        return op.snooze_many(jobs, first.delay)
+    if first.ending is Ending.RELEASE:
+        return op.release_many(jobs)
+    cancel = first.ending is Ending.CANCEL
+    return op.fail_many(
+        [Failure(attempt.job, attempt.error, attempt.delay, cancel=cancel) for attempt in attempts],
+        max_errors=first.kind.max_errors,
+    )
