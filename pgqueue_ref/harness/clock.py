@@ -29,11 +29,16 @@ class Due(NamedTuple):
 
 @dataclass(slots=True)
 class ArrivalCounts:
-    """What became of the arrivals. `max_lag`: seconds from the intended instant to the begin of work."""
+    """What became of the arrivals.
+
+    late: begun more than `LATE_AFTER` after the intended instant. queued: those of the late that were due
+    before any producer was free to take them. max_lag: the most that one began after its instant, in seconds.
+    """
 
     offered: int
     begun: int = 0
     late: int = 0
+    queued: int = 0
     skipped: int = 0
     max_lag: float = 0.0
     late_at: list[float] = field(default_factory=list)
@@ -92,16 +97,17 @@ class ArrivalClock:
                 self._sleep(delay)
             lag = self._now() - intended
             if lag <= self._skip_after:
-                self._begin(lag)
+                self._begin(lag, queued=delay < -LATE_AFTER)
                 return Due(index, intended)
             self.counts.skipped += 1
 
-    def _begin(self, lag: float) -> None:
+    def _begin(self, lag: float, *, queued: bool) -> None:
         counts = self.counts
         counts.begun += 1
         counts.max_lag = max(counts.max_lag, lag)
         if lag > LATE_AFTER:
             counts.late += 1
+            counts.queued += queued
             counts.late_at.append(self.elapsed())
 
 
@@ -123,17 +129,21 @@ class Watch:
         self.pause = pause
         self._now = now
         self._cpu = cpu
-        self._last_beat = now()
-        self._second_began = self._last_beat
-        self._cpu_then = cpu()
+        self._last_beat: float | None = None
+        self._second_began = 0.0
+        self._cpu_then = 0.0
         self._worst_lag = 0.0
         self._saturated: list[tuple[float, float]] = []
         self.max_lag = 0.0
         self.max_cpu_share = 0.0
 
     def beat(self) -> None:
-        """Note one turn of the loop."""
+        """Note one turn of the loop. The first one only sets the mark that the next is measured from."""
         now = self._now()
+        if self._last_beat is None:
+            self._last_beat = self._second_began = now
+            self._cpu_then = self._cpu()
+            return
         lag = max(0.0, now - self._last_beat - self.pause)
         self._last_beat = now
         self._worst_lag = max(self._worst_lag, lag)

@@ -296,6 +296,17 @@ JOIN (SELECT DISTINCT ON (job_id) job_id, key, started_at, finished_at
 WHERE p.measured
 """
 
+PUSHED_PER_SECOND = """
+SELECT floor(extract(epoch FROM recorded_at) - %s::float8)::int AS second, count(*)
+FROM loadtest_pushed WHERE measured GROUP BY second ORDER BY second
+"""
+
+# Each side through its partial index, so that asking costs nothing beside a million finished jobs.
+ACTIVE = """
+SELECT EXISTS (SELECT FROM pgqueue_jobs WHERE status = 'pending')
+    OR EXISTS (SELECT FROM pgqueue_jobs WHERE status IN ('running', 'blocked'))
+"""
+
 # For the progress line: jobs that wait still count with the time they have waited, or a stall would look
 # fast.
 RECENT_P99 = """
@@ -316,3 +327,14 @@ def recent_p99(connection: psycopg.Connection[Any], after_job: int) -> tuple[flo
     """Start latency p99 (s) of the jobs pushed after job id `after_job`, and the newest job id."""
     p99, newest = connection.execute(RECENT_P99, (after_job,)).fetchone() or (None, None)
     return p99, newest if newest is not None else after_job
+
+
+def pushed_per_second(connection: psycopg.Connection[Any], began: float) -> dict[int, int]:
+    """Measured jobs recorded in each second from `began` (database time, epoch seconds)."""
+    return dict(connection.execute(PUSHED_PER_SECOND, (began,)).fetchall())
+
+
+def active(connection: psycopg.Connection[Any]) -> bool:
+    """Whether any job of the schema is not terminal yet."""
+    (found,) = connection.execute(ACTIVE).fetchone() or (True,)
+    return bool(found)

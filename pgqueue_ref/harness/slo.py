@@ -144,12 +144,12 @@ def _objective(where: str, row: object) -> Objective:
 
 
 def evaluate(
-    result: Mapping[str, Any], objectives: Sequence[Objective], *, crashes: Sequence[str] = ()
+    result: Mapping[str, Any], objectives: Sequence[Objective], *, incidents: Sequence[tuple[Exit, str]] = ()
 ) -> Verdict:
-    """Judge a result. `crashes` are accounts of what broke in the run itself; with any, it is no pass."""
+    """Judge a result. `incidents` tell what went wrong in the run itself; with any, it is no pass."""
     checks = [_check(result, objective) for objective in (*ALWAYS, *objectives)]
     found = [(check.exit, check.reason) for check in checks if not check.ok]
-    found += [(Exit.CRASH_OR_USAGE, crash) for crash in crashes]
+    found += incidents
     failures = _number(result, "requests.failures")
     if failures is None:
         found.append((Exit.INVALID, "requests.failures was not measured"))

@@ -49,7 +49,7 @@ def test_a_stalled_producer_finds_later_arrivals_with_their_intended_instants() 
     fake.sleep(2.0)  # the server stalls in the first push
     held_up = [clock.draw(), clock.draw()]
     assert [due.intended for due in held_up if due] == [100.1, 100.2]
-    assert clock.counts.late == 2
+    assert (clock.counts.late, clock.counts.queued) == (2, 2)
     assert clock.counts.max_lag == pytest.approx(1.9)
     clock.draw()
     assert clock.counts.late == 2, "an arrival after the stall is on time again"
@@ -88,8 +88,19 @@ def test_descending_arrival_times_are_refused() -> None:
         ArrivalClock([1.0, 0.5])
 
 
+def test_a_late_wake_up_with_a_producer_waiting_is_late_but_not_queued() -> None:
+    fake = FakeTime()
+    clock = ArrivalClock([1.0], now=fake.now, sleep=lambda seconds: fake.sleep(seconds + 0.5))
+    clock.start(fake.time)
+    clock.draw()
+    assert (clock.counts.late, clock.counts.queued) == (1, 0)
+
+
 def watch_of(fake: FakeTime) -> Watch:
-    return Watch(pause=0.05, now=fake.now, cpu=lambda: fake.cpu)
+    watch = Watch(pause=0.05, now=fake.now, cpu=lambda: fake.cpu)
+    fake.sleep(5.0)  # what passes before the first beat is nobody's lag
+    watch.beat()
+    return watch
 
 
 def run_second(fake: FakeTime, watch: Watch, *, cpu_share: float, stall: float = 0.0) -> None:
@@ -108,7 +119,7 @@ def test_an_idle_generator_is_not_blamed_for_late_arrivals() -> None:
     run_second(fake, watch, cpu_share=0.3)
     run_second(fake, watch, cpu_share=0.3)
     assert watch.saturated_seconds() == 0
-    assert watch.late_when_saturated(ArrivalCounts(2, late=2, late_at=[0.5, 1.5]), 100.0) == 0
+    assert watch.late_when_saturated(ArrivalCounts(2, late=2, late_at=[0.5, 1.5]), 105.0) == 0
 
 
 def test_a_generator_at_a_full_core_is_blamed_for_arrivals_late_in_that_second_only() -> None:
@@ -118,7 +129,7 @@ def test_a_generator_at_a_full_core_is_blamed_for_arrivals_late_in_that_second_o
     run_second(fake, watch, cpu_share=1.0)
     run_second(fake, watch, cpu_share=0.2)
     assert watch.saturated_seconds() == pytest.approx(1.0, abs=0.2)
-    assert watch.late_when_saturated(ArrivalCounts(2, late=2, late_at=[0.4, 1.6]), 100.0) == 1
+    assert watch.late_when_saturated(ArrivalCounts(2, late=2, late_at=[0.4, 1.6]), 105.0) == 1
 
 
 def test_a_generator_that_is_not_scheduled_in_time_counts_as_saturated() -> None:

@@ -22,6 +22,7 @@ OBJECTIVES = [
     Objective("latency.start.p99_ms", max=1000, samples="latency.start.count", min_samples=1000),
     Objective("generator.late_ratio", max=0.01, breach=Exit.INVALID),
 ]
+DIED = (Exit.CRASH_OR_USAGE, "worker 1 died")
 
 
 def result(**changes: Any) -> dict[str, Any]:
@@ -90,17 +91,18 @@ def test_an_empty_result_is_invalid() -> None:
 
 def test_a_lost_job_outranks_everything_else() -> None:
     bad = result(ledger__lost=1, latency__start__p99_ms=5000.0, requests__failures=3, generator__late_ratio=1.0)
-    verdict = evaluate(bad, OBJECTIVES, crashes=["worker 1 died"])
+    verdict = evaluate(bad, OBJECTIVES, incidents=[DIED])
     assert verdict.exit is Exit.INCORRECT
     assert len(verdict.reasons) == 5
 
 
 def test_a_crash_is_never_a_pass() -> None:
-    assert evaluate(GOOD, OBJECTIVES, crashes=["worker 1 died"]).exit is Exit.CRASH_OR_USAGE
+    assert evaluate(GOOD, OBJECTIVES, incidents=[DIED]).exit is Exit.CRASH_OR_USAGE
 
 
 def test_an_invalid_run_is_not_judged_on_its_latencies() -> None:
-    assert evaluate(result(latency__start__p99_ms=5000.0, generator__late_ratio=1.0), OBJECTIVES).exit is Exit.INVALID
+    late = result(latency__start__p99_ms=5000.0, generator__late_ratio=1.0)
+    assert evaluate(late, OBJECTIVES).exit is Exit.INVALID
 
 
 def write(path: Path, text: str) -> Path:

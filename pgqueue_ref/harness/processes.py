@@ -1,0 +1,90 @@
+"""Workers under test as operating-system processes, started through the command line.
+
+Nothing here imports the worker: what is measured is what a user starts. Called by the load run. A worker
+is in a session of its own, so that Ctrl-C at the terminal reaches the load run alone, which then stops the
+workers in order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """One worker: its process, and the file that has what it wrote."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self.process.pid
+
+    def died(self) -> str | None:
+        """One line about a worker that ended unasked, None while it runs."""
+        code = self.process.poll()
+        if code is None:
+            return None
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return f"{self.name} ended {how}: {self._last_words()} (see {self.log})"
+
+    def stop(self, patience: float) -> str | None:
+        """SIGTERM, wait `patience` seconds, then SIGKILL. One line if it did not end cleanly, else None."""
+        if (complaint := self.died()) is not None:
+            return complaint
+        self.process.terminate()
+        try:
+            code = self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return f"{self.name} did not stop within {patience:g} s of SIGTERM and was killed (see {self.log})"
+        return None if code == 0 else self.died()
+
+    def kill(self) -> None:
+        """SIGKILL, if it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else "it wrote nothing"
+
+
+def start_workers(
+    count: int, *, app: str, slots: int, root: Path, logs: Path, environment: Mapping[str, str]
+) -> Sequence[WorkerProcess]:
+    """Start `count` workers on the handlers of `app` (`module:kinds`, importable from `root`).
+
+    `environment` is added to this process's own; it carries the database URL, so that no password is on a
+    command line. They are killed at the latest when this process exits.
+    """
+    command = [sys.executable, "-m", "pgqueue_ref", "worker", "--app", app, "--max-concurrent-jobs", str(slots)]
+    workers = []
+    for number in range(1, count + 1):
+        log = logs / f"worker-{number}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603  # our own command line, no shell
+                command,
+                cwd=root,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        worker = WorkerProcess(f"worker {number}", process, log)
+        atexit.register(worker.kill)
+        workers.append(worker)
+    return workers

@@ -1,0 +1,71 @@
+"""A producer: one connection that pushes the arrivals it is given and records each in the ledger.
+
+Called by the users of the load run, one producer each. A push and its ledger row are one transaction. When
+a push fails, the producer does not know whether it was committed; it asks the ledger before it tries
+again, so an arrival is pushed once however often that takes. Every failed try is reported, also of an
+arrival that succeeded later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import psycopg
+
+from pgqueue_ref.core import Queue, QueueError
+from pgqueue_ref.harness import ledger
+from pgqueue_ref.harness.traces import Arrival
+
+GIVE_UP_AFTER = 10.0  # seconds from the first try; the arrival then counts as not achieved
+_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)  # between tries; the last one repeats
+
+
+class Report(Protocol):
+    """What a producer tells of each try: kind, seconds since the intended instant, the error if it failed."""
+
+    def __call__(self, kind: str, latency: float, error: Exception | None) -> None: ...
+
+
+class Producer:
+    """Pushes over one connection, which `connect` opens, now and again after it broke."""
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], clock: ledger.DatabaseClock) -> None:
+        self._connect = connect
+        self._clock = clock
+        self._connection: psycopg.Connection[Any] | None = connect()
+
+    def push(self, key: str, arrival: Arrival, intended: float, report: Report) -> bool:
+        """Push one arrival whose intended instant is `intended` (monotonic); True once it is committed."""
+        deadline = time.monotonic() + GIVE_UP_AFTER
+        failed = 0
+        while True:
+            try:
+                self._push_once(key, arrival, intended, again=failed > 0)
+            except (QueueError, psycopg.Error) as error:
+                report(arrival.kind, time.monotonic() - intended, error)
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(_PAUSES[min(failed, len(_PAUSES) - 1)])
+                failed += 1
+            else:
+                report(arrival.kind, time.monotonic() - intended, None)
+                return True
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _push_once(self, key: str, arrival: Arrival, intended: float, *, again: bool) -> None:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+        connection = self._connection
+        if again and ledger.already_pushed(connection, key):
+            return
+        with connection.transaction():
+            pushed = Queue(connection).push(arrival.kind, {"service_seconds": arrival.duration}, key=key)
+            intended_at = self._clock.at(intended)
+            ledger.record_push(connection, key, pushed.id, arrival.kind, intended_at, measured=True)
