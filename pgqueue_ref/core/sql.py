@@ -130,9 +130,11 @@ RETURNING id, queue, kind, external_key, priority, attempt, max_attempts, run_at
 
 # Which of a batch of attempts are still their holders'. The primary key serves it, in the order of ids. ANY keeps a large
 # table from being hashed, IN pairs ids with tokens: array_position did too, but 500 of them took 5.4 ms, not 1.2.
+# `status || ''` hides the status from the planner, which would rather walk pgqueue_jobs_active and with it an entry for each
+# attempt that vacuum has not removed yet (18 us a job in the middle of a drain, not 3).
 # Sent again after a lost answer, rows already finished no longer match and are reported stale: true, and harmless.
 _HELD = """
-WHERE id = ANY (%(ids)s::bigint[]) AND status = 'running'
+WHERE id = ANY (%(ids)s::bigint[]) AND status || '' = 'running'
   AND (id, lease_token) IN (SELECT * FROM unnest(%(ids)s::bigint[], %(tokens)s::bigint[]))
 """
 
@@ -234,7 +236,7 @@ ORDER BY queue, id LIMIT %(limit)s
 RESCUE = """
 WITH picked AS MATERIALIZED (
     SELECT id FROM pgqueue_jobs
-    WHERE id = ANY (%(ids)s::bigint[]) AND status = 'running' AND lease_expires_at < now()
+    WHERE id = ANY (%(ids)s::bigint[]) AND status || '' = 'running' AND lease_expires_at < now()
     FOR UPDATE SKIP LOCKED
 )
 UPDATE pgqueue_jobs
@@ -242,7 +244,7 @@ SET status = CASE WHEN attempt >= max_attempts THEN 'failed' ELSE 'pending' END,
     finished_at = CASE WHEN attempt >= max_attempts THEN now() END,
     errors = (errors || ('lease ran out, worker ' || coalesce(worker, 'unknown')))[greatest(1, cardinality(errors) + 2 - %(max_errors)s):],
     lease_expires_at = NULL
-WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND status = 'running' AND lease_expires_at < now()
+WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND status || '' = 'running' AND lease_expires_at < now()
 RETURNING id, status
 """
 
@@ -262,13 +264,15 @@ RETURNING id
 """
 
 # pgqueue_jobs_cleanup, longest overdue first. A retry that commits first clears delete_after, and the lock re-reads it.
+# The status is asked for as well, so that a job put back by hand, without clearing delete_after, is not deleted unrun.
 CLEANUP = """
 WITH picked AS MATERIALIZED (
-    SELECT id FROM pgqueue_jobs WHERE delete_after <= now()
+    SELECT id FROM pgqueue_jobs WHERE delete_after <= now() AND status IN ('succeeded', 'failed', 'cancelled')
     ORDER BY delete_after LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 )
-DELETE FROM pgqueue_jobs WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND delete_after <= now()
+DELETE FROM pgqueue_jobs
+WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND delete_after <= now() AND status IN ('succeeded', 'failed', 'cancelled')
 RETURNING id
 """
 

@@ -26,6 +26,7 @@ TRANSITIONS: Final = (
     Transition("complete", "running", None, "TTL 0"),
     Transition("fail", "running", "pending", "attempts left"),
     Transition("fail", "running", "failed", "none left"),
+    Transition("fail", "running", "cancelled", "the handler cancels"),
     Transition("snooze", "running", "pending", "later"),
     Transition("release", "running", "pending", "at once"),
     Transition("rescue", "running", "pending", "lease ran out, attempts left"),
