@@ -1,9 +1,13 @@
 """Every way to run this project's checks. `nox -l` lists them; `nox -s NAME -- OPTIONS` passes options on.
 
-Needs only nox and Python: environments are made with uv where it is installed, else with virtualenv, and reused.
+Needs only nox and Python: environments are made with uv where it is installed, else with virtualenv, and
+reused.
 """
 
+import sys
+
 import nox
+import nox.command
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -20,3 +24,20 @@ def containers(session: nox.Session) -> None:
     """Conformance and settings against PostgreSQL 16 and 18 in containers; options: --summary FILE."""
     install(session, "dev")
     session.run("python", "tests/containers/run.py", *session.posargs)
+
+
+@nox.session
+def load(session: nox.Session) -> None:
+    """Replay a job log against the queue, about a minute; options: --postgres SPEC, --summary FILE,
+    locust's own.
+
+    Exit codes: 0 pass, 1 request failures, 2 crash or usage, 3 SLO breach, 4 invalid run, 5 correctness
+    broken.
+    """
+    install(session, "load")
+    quiet = ("--headless", "--only-summary", "--loglevel", "WARNING")
+    try:
+        session.run("locust", "-f", "loadtests", *quiet, *session.posargs)
+    except nox.command.CommandFailed as failed:
+        # nox would end with 1 whatever it was. An older nox does not keep the code; then it is a crash.
+        sys.exit(getattr(failed, "return_code", None) or 2)
