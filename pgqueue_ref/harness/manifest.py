@@ -72,12 +72,13 @@ def revision(root: Path) -> dict[str, Any] | None:
 
 def command() -> str:
     """The command line of this process, with passwords masked."""
-    return masked(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    words = [masked(word) for word in sys.argv[1:]]  # before quoting, which changes quotes inside a word
+    return shlex.join([Path(sys.argv[0]).name, *words])
 
 
 def masked(text: str) -> str:
     """`text` without the passwords that its DSNs hold."""
-    text = re.sub(r"(://[^\s:/@]*:)[^\s@]+@", r"\1***@", text)
+    text = re.sub(r"(://[^\s:/@]*:)\S*@", r"\1***@", text)
     return re.sub(r"(password=)('(?:[^'\\]|\\.)*'|[^\s&'\"]+)", r"\1***", text)
 
 

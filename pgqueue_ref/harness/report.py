@@ -31,6 +31,7 @@ def render(result: Document, facts: Document) -> str:
         _objectives(result),
         _ledger(result),
         _generator(result),
+        _waits(result),
         _facts(facts),
         _thanks(facts),
     ]
@@ -192,6 +193,11 @@ def _generator(result: Document) -> str:
         ("WAL per job", f"{_figure(result['database']['wal_bytes_per_job'])} bytes"),
     ]  # fmt: skip
     return _table("Load generator and requests", ("", ""), rows)
+
+
+def _waits(result: Document) -> str:
+    rows = [(event, f"{count:.2f}") for event, count in result["database"]["waits"].items()]
+    return _table("What busy backends of the server waited for", ("wait event", "backends, on average"), rows)
 
 
 def _facts(facts: Document) -> str:

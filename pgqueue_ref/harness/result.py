@@ -82,6 +82,7 @@ def build_result(measured: Measured) -> dict[str, Any]:
             "wal_bytes_per_job": _per_job(samples, len(measured.finished)),
             "max_connections_seen": max((row["connections"] for row in samples), default=None),
             "max_dead_tuples": max((row["dead_tuples"] for row in samples), default=None),
+            "waits": _waits(samples),
             "failed_samples": measured.sampler.failures if measured.sampler else None,
         },
         "series": _series(measured, samples),
@@ -222,6 +223,16 @@ def _series(measured: Measured, samples: list[dict[str, Any]]) -> dict[str, Any]
 
 def _rate(count: int, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
+
+
+def _waits(samples: list[dict[str, Any]]) -> dict[str, float]:
+    """How many of the server's busy backends waited for what, on average over the samples; most first."""
+    total: Counter[str] = Counter()
+    for row in samples:
+        for item in filter(None, (row["wait_events"] or "").split(";")):
+            event, _, count = item.rpartition("=")
+            total[event] += int(count)
+    return {event: count / len(samples) for event, count in total.most_common(8)}
 
 
 def _per_job(samples: list[dict[str, Any]], jobs: int) -> float | None:
