@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, Unpack
 
 from . import sql
-from .errors import DatabaseUnavailable, InvalidJob, JobNotFound, LeaseLost, QueueBusy, QueueError
+from .errors import InvalidJob, JobNotFound, LeaseLost, QueueBusy, QueueError
 from .jobs import (
     DEFAULT_LEASE,
     DEFAULT_TTL,
@@ -461,10 +461,8 @@ def rescue(limit: int = 500, *, max_errors: int = 10) -> Operation[Rescued]:
             ids = batches.pop()
             try:
                 rows = yield Statement(sql.RESCUE, {"ids": ids} | bound)
-            except DatabaseUnavailable:
-                raise
-            except QueueError as error:
-                if getattr(error.__cause__, "sqlstate", None) == "25P02":  # the caller's transaction is spoilt
+            except QueueError:
+                if not (yield from _intact()):
                     raise
                 if len(ids) == 1:
                     result.refused.extend(ids)
@@ -476,6 +474,15 @@ def rescue(limit: int = 500, *, max_errors: int = 10) -> Operation[Rescued]:
         if len(lost) < limit:
             return result
         queue, last = lost[-1]
+
+
+def _intact() -> Operation[bool]:
+    """Whether the connection takes more statements: an error spoils a transaction that the caller has open."""
+    try:
+        yield Statement("SELECT 1")
+    except QueueError:
+        return False
+    return True
 
 
 def chores() -> Operation[Chores]:

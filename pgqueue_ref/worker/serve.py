@@ -44,7 +44,8 @@ def serve(
     """Run the worker of `app` ("module:kinds") until a signal; with `once` for one turn. Returns the exit code.
 
     0: stopped within the grace period; 1: attempts had to be put back, or a process of several died. Raises
-    `QueueError` when the application or the database will not do. `processes` above 1 starts as many, and again those that die.
+    `QueueError` when the application or the database will not do. `processes` above 1 starts as many, and those that
+    die again.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
     load(app)

@@ -5,8 +5,8 @@ One loop claims, one writes endings and does maintenance, one keeps leases, one 
 connection each, so that the server works on the next claim while this process runs handlers.
 
 What goes wrong, and then: this process dies (its leases run out and the attempts run again elsewhere); the database
-goes away (the loops wait with jitter and go on, what was buffered is written then); a handler hangs (its timeout ends the
-attempt); a lease is lost (the next heartbeat tells, the attempt is cancelled, whatever it reports is refused).
+goes away (the loops wait with jitter and go on, what was buffered is written then); a handler hangs (its timeout ends
+the attempt); a lease is lost (the next heartbeat tells, the attempt is cancelled, whatever it reports is refused).
 """
 
 from __future__ import annotations
