@@ -130,6 +130,9 @@ class DockerServer(Server):
 
     def kill(self) -> None:
         container = self._container.get_wrapped_container()
+        container.reload()
+        if container.status != "running":
+            return
         container.kill("SIGKILL")  # process 1 is the postmaster; the kernel ends the others with it
         container.wait()
 

@@ -100,7 +100,7 @@ def make(client: docker.DockerClient, major: str, tag: str) -> None:
             raise ProvisionError(f"the image {tag} could not be made: {complaint(error)}") from error
 
 
-def complaint(error: DockerException) -> str:
+def complaint(error: Exception) -> str:
     """What the engine says, in one line."""
     said = getattr(error, "explanation", None) or str(error)
     return str(said).strip().splitlines()[0]

@@ -265,12 +265,12 @@ class LaunchedServer(Server):
     def __init__(self, tier: str, find_binaries: Callable[[Path], Path], settings: dict[str, str]) -> None:
         self.tier, self.settings, self.version = tier, settings, "?"
         self._user = binaries.unprivileged_user()
-        self._root = binaries.temporary_directory(self._user)
+        self.directory = binaries.temporary_directory(self._user)
         self._process: subprocess.Popen[bytes] | None = None
-        self._watchdog = Watchdog(["/bin/sh", "-c", _WATCHDOG, "watchdog", str(self._root)])
+        self._watchdog = Watchdog(["/bin/sh", "-c", _WATCHDOG, "watchdog", str(self.directory)])
         atexit.register(self.close)
         try:
-            self._binaries = binaries.executable_by(self._user, find_binaries(self._root), self._root)
+            self._binaries = binaries.executable_by(self._user, find_binaries(self.directory), self.directory)
             self._initialise()
             self.start()
         except BaseException:
@@ -279,12 +279,12 @@ class LaunchedServer(Server):
 
     def _initialise(self) -> None:
         password = secrets.token_urlsafe(24)
-        password_file = self._root / "password"
+        password_file = self.directory / "password"
         password_file.touch(mode=0o600)
         password_file.write_text(password)
         binaries.give(password_file, self._user)
         self._run(
-            "initdb", "--pgdata", self._root / "data", "--username=postgres", f"--pwfile={password_file}",
+            "initdb", "--pgdata", self.directory / "data", "--username=postgres", f"--pwfile={password_file}",
             "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync",
         )  # fmt: skip
         password_file.unlink()
@@ -297,11 +297,11 @@ class LaunchedServer(Server):
         options = {
             "port": str(self._port),
             "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": str(self._root),
+            "unix_socket_directories": str(self.directory),
         } | self.settings
-        command = [str(self._binaries / "postgres"), "-D", str(self._root / "data")]
+        command = [str(self._binaries / "postgres"), "-D", str(self.directory / "data")]
         command += [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        with (self._root / "server.log").open("wb") as log:
+        with (self.directory / "server.log").open("wb") as log:
             self._process = self._spawn(command, log)
         self._watchdog.tell(str(self._process.pid))
         for _ in until(START_SECONDS, "does not accept connections", self):
@@ -321,7 +321,7 @@ class LaunchedServer(Server):
             return
         postmaster = self._process.pid
         os.kill(postmaster, signal.SIGSTOP)  # it must not fork between the listing and the kill
-        victims = {pid for pid, (parent, _) in _processes() if parent == postmaster} | {postmaster}
+        victims = {pid for pid, (parent, _) in processes() if parent == postmaster} | {postmaster}
         for pid in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -329,7 +329,7 @@ class LaunchedServer(Server):
         self._gone()
         for _ in until(STOP_SECONDS, "has children that survive SIGKILL", self):
             # A zombie counts as gone: in a container, process 1 may never collect it.
-            if not any(pid in victims and state != "Z" for pid, (_, state) in _processes()):
+            if not any(pid in victims and state != "Z" for pid, (_, state) in processes()):
                 return
 
     def close(self) -> None:
@@ -337,10 +337,10 @@ class LaunchedServer(Server):
             return
         atexit.unregister(self.close)
         self._stop()
-        shutil.rmtree(self._root, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
         self._watchdog.close()
-        if self._root.exists():
-            raise ProvisionError(f"{self.describe()}: the directory {self._root} could not be removed")
+        if self.directory.exists():
+            raise ProvisionError(f"{self.describe()}: the directory {self.directory} could not be removed")
 
     def _stop(self) -> None:
         """Fast shutdown; immediate, then a kill, when that takes too long."""
@@ -363,7 +363,7 @@ class LaunchedServer(Server):
         user = self._user
         try:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self._root,
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self.directory,
                 env=environment | {"LC_ALL": "C"}, start_new_session=True,
                 user=user.pw_uid if user else None, group=user.pw_gid if user else None,
                 extra_groups=[] if user else None,
@@ -379,12 +379,12 @@ class LaunchedServer(Server):
 
     def _complaint(self) -> str:
         """The line of the server's log that says why it did not start."""
-        lines = (self._root / "server.log").read_text(errors="replace").splitlines()
+        lines = (self.directory / "server.log").read_text(errors="replace").splitlines()
         fatal = [line.partition("FATAL:")[2].strip() for line in lines if "FATAL:" in line]
         return fatal[-1] if fatal else _last_line("\n".join(lines))
 
 
-def _processes() -> Iterator[tuple[int, tuple[int, str]]]:
+def processes() -> Iterator[tuple[int, tuple[int, str]]]:
     """(pid, (parent's pid, state letter)) of every process; from /proc, since slim images have no ps."""
     if Path("/proc/self/stat").exists():
         for stat in Path("/proc").glob("[0-9]*/stat"):

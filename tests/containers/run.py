@@ -15,18 +15,30 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import docker
+from docker.errors import DockerException
 
 from pgqueue_ref.harness.containers import RUN_LABEL, RUN_VARIABLE, address, engine
-from pgqueue_ref.harness.images import MADE_HERE, obtain
+from pgqueue_ref.harness.images import MADE_HERE, complaint, obtain
 from pgqueue_ref.harness.server import ProvisionError
+from pgqueue_ref.harness.watchdog import Watchdog
 
 TESTS = Path(__file__).parents[1]
 SUITES = ("conformance", "containers")
 VERSIONS = ("16", "18")
+# Input: the pid of the suite, or an empty line. A killed suite's own watchdogs remove its containers.
+CLEAN_UP = """
+while read -r line; do pid=$line; done
+if [ -n "$pid" ]; then
+  kill -KILL "$pid" 2>/dev/null
+  n=0; while kill -0 "$pid" 2>/dev/null && [ $n -lt 50 ]; do sleep 0.1; n=$((n + 1)); done
+fi
+rm -rf -- "$1"
+"""
 
 
 def main() -> int:
@@ -37,11 +49,12 @@ def main() -> int:
     servers: dict[str, str] = {}
     figures: list[dict[str, Any]] = []
     try:
-        with engine() as environment:
-            run(environment, servers, figures)
-    except ProvisionError as error:
-        print(f"containers: {error}", file=sys.stderr)
-        figures.append(figure(str(error), 1, "errors", "= 0", ok=False))
+        with engine() as environment, guarded() as watchdog:
+            run(environment, watchdog, servers, figures)
+    except (ProvisionError, DockerException) as error:
+        reason = complaint(error)
+        print(f"containers: {reason}", file=sys.stderr)
+        figures.append(figure(reason, 1, "errors", "= 0", ok=False))
     print("\n".join(["", *(f"PostgreSQL {major}: {what}" for major, what in servers.items())]))
     for row in figures:
         print(f"{'ok  ' if row['ok'] else 'FAIL'} {row['name']}: {row['value']} {row['unit']} ({row['bound']})")
@@ -52,7 +65,25 @@ def main() -> int:
     return 0 if passed else 1
 
 
-def run(environment: dict[str, str], servers: dict[str, str], figures: list[dict[str, Any]]) -> None:
+@contextlib.contextmanager
+def guarded() -> Iterator[Watchdog]:
+    """A watchdog that is told the running suite, and one directory for this process's temporary files.
+
+    When this is killed, the suite and the directory go with it.
+    """
+    directory = tempfile.mkdtemp(prefix="pgq-run-")
+    watchdog = Watchdog(["/bin/sh", "-c", CLEAN_UP, "watchdog", directory])
+    tempfile.tempdir = directory
+    try:
+        yield watchdog
+    finally:
+        tempfile.tempdir = None
+        watchdog.close()
+
+
+def run(
+    environment: dict[str, str], watchdog: Watchdog, servers: dict[str, str], figures: list[dict[str, Any]]
+) -> None:
     """Run every suite on every version; fills `servers` and `figures` as it goes."""
     label = secrets.token_hex(8)
     where = environment.get("DOCKER_HOST", address())
@@ -60,12 +91,12 @@ def run(environment: dict[str, str], servers: dict[str, str], figures: list[dict
         print(f"Docker {client.version()['Version']} at {where}{' (started here)' if environment else ''}")
         for major in VERSIONS:
             image, what = obtain(client, major)
-            version = client.containers.run(image, ["postgres", "--version"], remove=True).decode().strip()
-            servers[major] = f"{version} from {what}"
+            version = client.containers.run(image, "--version", entrypoint="postgres", remove=True)
+            servers[major] = f"{version.decode().strip()} from {what}"
             print(f"PostgreSQL {major}: {servers[major]}", flush=True)
             try:
                 for suite in SUITES:
-                    figures += run_suite(suite, image, environment | {RUN_VARIABLE: label})
+                    figures += run_suite(suite, image, environment | {RUN_VARIABLE: label}, watchdog)
             finally:
                 if image.startswith(MADE_HERE):
                     client.images.remove(image, force=True)
@@ -75,12 +106,12 @@ def run(environment: dict[str, str], servers: dict[str, str], figures: list[dict
         figures.append(figure("containers that a suite left behind", len(left), "containers", "= 0", ok=not left))
 
 
-def run_suite(suite: str, image: str, environment: dict[str, str]) -> list[dict[str, Any]]:
+def run_suite(suite: str, image: str, environment: dict[str, str], watchdog: Watchdog) -> list[dict[str, Any]]:
     """Run one suite in a process of its own and read its result file."""
     with tempfile.TemporaryDirectory(prefix="pgq-") as scratch:
         results = Path(scratch, "results.xml")
         code = wait([sys.executable, "-m", "pytest", "-q", str(TESTS / suite),
-                     "--postgres", f"docker:{image}", f"--junitxml={results}"], environment)  # fmt: skip
+                     "--postgres", f"docker:{image}", f"--junitxml={results}"], environment, watchdog)  # fmt: skip
         root = xml.etree.ElementTree.parse(results).getroot() if results.exists() else None
     counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
     for element in root.iter("testsuite") if root is not None else ():
@@ -94,10 +125,11 @@ def run_suite(suite: str, image: str, environment: dict[str, str]) -> list[dict[
     ]
 
 
-def wait(command: list[str], environment: dict[str, str]) -> int:
+def wait(command: list[str], environment: dict[str, str], watchdog: Watchdog) -> int:
     """Run to the end and return the exit code; stop when whoever started us is gone (killed)."""
     parent = os.getppid()
     process = subprocess.Popen(command, env=os.environ | environment, cwd=TESTS.parent)
+    watchdog.tell(str(process.pid))
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -110,6 +142,8 @@ def wait(command: list[str], environment: dict[str, str]) -> int:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
             process.kill()
+            process.wait()
+        watchdog.tell("")
 
 
 def figure(name: str, value: float, unit: str, bound: str, *, ok: bool) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What the queue says when the server's own limits are met: max_connections and statement_timeout.
 
-The limits are given to the server at its start: to the container with `--postgres docker:IMAGE` (`nox -s
-containers`), else to an embedded server of each version, since somebody's server is not ours to limit.
+The limits are given to the server at its start, by every way of `spec`: to the container, to the embedded server.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,13 +13,6 @@ import pytest
 
 MAX_CONNECTIONS = 10
 RESERVED = 3  # superuser_reserved_connections, PostgreSQL's default
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "spec" in metafunc.fixturenames:
-        spec = metafunc.config.getoption("--postgres")
-        specs = [spec] if spec.startswith("docker") else ["embedded:16", "embedded:18"]
-        metafunc.parametrize("spec", specs, scope="module")
 
 
 @pytest.fixture(scope="module")
