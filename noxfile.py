@@ -20,6 +20,23 @@ def install(session: nox.Session, *extras: str) -> None:
 
 
 @nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting, and the direction of imports."""
+    install(session, "dev")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy --strict over the package and the Alembic environment."""
+    install(session, "dev")
+    session.run("mypy")
+    session.run("mypy", "migrations/env.py")
+
+
+@nox.session
 def containers(session: nox.Session) -> None:
     """Conformance and settings against PostgreSQL 16 and 18 in containers; options: --summary FILE."""
     install(session, "dev")

@@ -52,8 +52,14 @@ def connect(*, moving: bool) -> psycopg.Connection[Any]:
         raise CommandError("no database given: set PGQUEUE_DATABASE_URL, such as postgresql://user@host/database")
     try:
         given = conninfo_to_dict(re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn))
+        # A password with a bare @ or / in it: its rest would be taken for the host or port, and be quoted in errors.
+        if "@" in str(given.get("host")) or not re.fullmatch(r"[\d,]*", str(given.get("port") or "")):
+            raise ValueError
     except (psycopg.Error, ValueError):  # libpq's own words may quote the DSN, and with it a password
-        raise CommandError("PGQUEUE_DATABASE_URL is not understood: write postgresql://user:password@host/db") from None
+        raise CommandError(
+            "PGQUEUE_DATABASE_URL is not understood: write postgresql://user:password@host:port/database "
+            "(special characters percent-encoded) or host=... dbname=..."
+        ) from None
     defaults: dict[str, Any] = {"connect_timeout": 10, "application_name": "pgqueue_ref migrate"}
     connection = psycopg.connect(make_conninfo("", **(defaults | given)), autocommit=True)
     try:
