@@ -112,15 +112,16 @@ class Slots:
 
     async def _slot(self) -> None:
         self._coming = False
+        task = asyncio.current_task()
         while self._ready:
             attempt = self._ready.popleft()
             self._more()  # the next slot gets its turn only if this handler waits for something
             if attempt.ending is None:
+                attempt.task = task
                 await self._attempt(attempt)
 
     async def _attempt(self, attempt: Attempt) -> None:
         kind = attempt.kind
-        attempt.task = asyncio.current_task()
         limit = None if kind.attempt_timeout is None else asyncio.timeout(kind.attempt_timeout)
         try:
             if not kind.is_async:
