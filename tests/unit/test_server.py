@@ -260,8 +260,7 @@ def test_close_leaves_neither_process_nor_directory(ending: str) -> None:
     assert not server.directory.exists()
 
 
-def test_a_server_that_does_not_start_leaves_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
+def test_a_server_that_does_not_start_leaves_no_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     base = Path(tempfile.mkdtemp(prefix="pgq-test-"))
     base.chmod(0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(base))
@@ -282,10 +281,14 @@ print(server.dsn, server.directory, flush=True)
 WAIT_FOR_A_SIGNAL = "sys.stdin.read()"
 
 
+def importing(directory: object) -> dict[str, str]:
+    """The environment in which `directory` comes first among what Python imports from."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))}
+
+
 def start_child(then: str, cwd: Path | None = None) -> tuple[subprocess.Popen[str], str, Path]:
-    package = str(Path(binaries.__file__).parents[2])
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD.format(then=then)], cwd=cwd, env=os.environ | {"PYTHONPATH": package},
+        [sys.executable, "-c", CHILD.format(then=then)], cwd=cwd, env=importing(Path(binaries.__file__).parents[2]),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert child.stdout is not None
@@ -357,8 +360,9 @@ def run_suite(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--core-package", "acme_jobs", *options]
-        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=tmp_path, env=importing(tmp_path), capture_output=True, text=True, check=False
+        )
 
     return run
 
