@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,14 @@ class Session:
         except _USAGE as error:
             say(one_line(error))
             sys.exit(Exit.CRASH_OR_USAGE)
+        # Headless, Locust installs its own handler only after the test; until then SIGTERM would leave
+        # orphans.
+        gevent.signal_handler(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self) -> None:
+        say(f"FAIL {SCENARIO} (exit {Exit.CRASH_OR_USAGE.value}): ended by SIGTERM, nothing was judged")
+        self._on_quitting()
+        os._exit(Exit.CRASH_OR_USAGE)  # sys.exit() in a greenlet would first let the test end as if it were done
 
     def _on_test_start(self, environment: Environment, **_: Any) -> None:
         environment.process_exit_code = Exit.CRASH_OR_USAGE

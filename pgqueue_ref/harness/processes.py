@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+GRACE = 5.0  # seconds that attempts may go on after SIGTERM; after a full drain there are none
+
 
 @dataclass(slots=True)
 class WorkerProcess:
@@ -39,11 +41,13 @@ class WorkerProcess:
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return f"{self.name} ended {how}: {self._last_words()} (see {self.log})"
 
-    def stop(self, patience: float) -> str | None:
-        """SIGTERM, wait `patience` seconds, then SIGKILL. One line if it did not end cleanly, else None."""
-        if (complaint := self.died()) is not None:
-            return complaint
-        self.process.terminate()
+    def ask_to_stop(self) -> None:
+        """SIGTERM, if it still runs."""
+        if self.process.poll() is None:
+            self.process.terminate()
+
+    def wait(self, patience: float) -> str | None:
+        """Wait `patience` seconds for its end, then SIGKILL. One line if it did not end cleanly, else None."""
         try:
             code = self.process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -70,7 +74,8 @@ def start_workers(
     `environment` is added to this process's own; it carries the database URL, so that no password is on a
     command line. They are killed at the latest when this process exits.
     """
-    command = [sys.executable, "-m", "pgqueue_ref", "worker", "--app", app, "--max-concurrent-jobs", str(slots)]
+    command = [sys.executable, "-m", "pgqueue_ref", "worker", "--app", app]
+    command += ["--max-concurrent-jobs", str(slots), "--grace", str(GRACE)]
     workers = []
     for number in range(1, count + 1):
         log = logs / f"worker-{number}.log"

@@ -31,7 +31,7 @@ from pgqueue_ref.core import NewJob, Queue, connect
 from pgqueue_ref.harness import ledger, manifest, traces
 from pgqueue_ref.harness.clock import ArrivalClock, Watch
 from pgqueue_ref.harness.latency import Latencies
-from pgqueue_ref.harness.processes import WorkerProcess, start_workers
+from pgqueue_ref.harness.processes import GRACE, WorkerProcess, start_workers
 from pgqueue_ref.harness.producer import Producer
 from pgqueue_ref.harness.result import Measured, build_result, write_run
 from pgqueue_ref.harness.sampler import Sampler
@@ -278,7 +278,11 @@ class LoadRun:
         try:
             yield
         finally:
-            complaints = [worker.stop(20.0) for worker in self._workers]
+            died = [worker.died() for worker in self._workers]
+            for worker in self._workers:
+                worker.ask_to_stop()
+            stopped = [worker.wait(GRACE + 15) for worker in self._workers]
+            complaints = [before or after for before, after in zip(died, stopped, strict=True)]
             self._incidents += [(Exit.CRASH_OR_USAGE, line) for line in complaints if line]
             self._done.set()
             self._sampler.stop()

@@ -1,0 +1,238 @@
+"""The load run as a person starts it: `locust -f loadtests`, with real workers on a real server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgqueue_ref.harness.slo import Exit
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL_SLO = """
+[[steady.slo]]
+metric = "arrivals.achieved_ratio"
+min = 0.99
+samples = "arrivals.offered"
+min_samples = 100
+[[steady.slo]]
+metric = "ledger.duplicated"
+max = 0
+breach = "correctness"
+"""
+
+
+class Load:
+    """Starts Locust in a directory of its own, with a trace of `jobs` jobs in three seconds."""
+
+    def __init__(self, database: str, directory: Path) -> None:
+        self.database = database
+        self.directory = directory
+        self.trace = directory / "jobs.csv"
+        self.slo = directory / "slo.toml"
+        self.write_trace(150)
+        self.slo.write_text(SMALL_SLO)
+
+    def write_trace(self, jobs: int, duration: float = 0.005) -> None:
+        rows = [f"{n * 3 / jobs:.4f},{duration},{('mail', 'thumbnail')[n % 2]}" for n in range(jobs)]
+        self.trace.write_text("# Thanks to Ada\nat,duration,kind\n" + "\n".join(rows) + "\n")
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        words = ["--headless", "--only-summary", "--loglevel", "ERROR", "--postgres", self.database]
+        words += ["--trace", str(self.trace), "--speedup", "1", "--slo", str(self.slo), "--producers", "4"]
+        words += ["--runs", str(self.directory / "runs"), *options]
+        return subprocess.Popen(
+            [sys.executable, "-m", "locust", "-f", "loadtests", *words],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *options: str) -> tuple[int, str]:
+        process = self.start(*options)
+        output, _ = process.communicate(timeout=120)
+        return process.returncode, output
+
+    def directories(self) -> list[Path]:
+        runs = self.directory / "runs"
+        return sorted(runs.iterdir()) if runs.exists() else []
+
+    def result(self) -> dict[str, Any]:
+        (directory,) = self.directories()
+        document: dict[str, Any] = json.loads((directory / "result.json").read_text())
+        return document
+
+    def schemas(self) -> list[str]:
+        with psycopg.connect(self.database) as connection:
+            found = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pgqueue_load_%'")
+            return [name for (name,) in found]
+
+
+@pytest.fixture
+def load(database: str, tmp_path: Path) -> Load:
+    return Load(database, tmp_path)
+
+
+def test_a_sound_run_passes_and_leaves_its_directory_and_nothing_else(load: Load, tmp_path: Path) -> None:
+    code, output = load.run("--summary", str(tmp_path / "summary.json"))
+    assert code == Exit.PASS, output
+    lines = output.strip().splitlines()
+    assert lines[-2].startswith("PASS steady")
+    (directory,) = load.directories()
+    assert lines[-1] == f"report: {directory / 'report.html'}"
+    names = {path.name for path in directory.iterdir()}
+    assert names >= {"manifest.json", "result.json", "report.html", "samples.csv", "histograms", "locust.html",
+                     "locust_stats.csv", "worker-1.log", "worker-2.log"}  # fmt: skip
+    assert load.schemas() == []
+    result = load.result()
+    assert result["schema_version"] == 1
+    assert (result["ledger"]["lost"], result["ledger"]["unexpected"], result["ledger"]["undrained"]) == (0, 0, 0)
+    assert (result["arrivals"]["offered"], result["arrivals"]["achieved"]) == (150, 150)
+    assert result["latency"]["start"]["count"] == 150
+    assert sum(result["series"]["offered"]) == sum(result["series"]["pushed"]) == 150
+    with (directory / "samples.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) >= 2
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest["server"]["settings"]["fsync"] in ("on", "off")
+    assert manifest["trace"]["kinds"] == {"mail": 75, "thumbnail": 75}
+    assert "Thanks to Ada" in (directory / "report.html").read_text()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {figure["name"] for figure in summary["figures"]} >= {"steady.ledger.lost"}
+    assert set(summary["figures"][0]) == {"name", "value", "unit", "bound", "ok"}
+
+
+def test_both_workers_take_part(load: Load) -> None:
+    assert load.run()[0] == Exit.PASS
+    (directory,) = load.directories()
+    for number in (1, 2):
+        assert "stopped" in (directory / f"worker-{number}.log").read_text()
+
+
+def test_a_breached_objective_is_exit_3_and_the_schema_stays_for_inspection(load: Load) -> None:
+    load.slo.write_text(SMALL_SLO + '[[steady.slo]]\nmetric = "latency.start.p99_ms"\nmax = 0.001\n')
+    code, output = load.run()
+    assert code == Exit.SLO_BREACH, output
+    assert "FAIL steady (exit 3): latency.start.p99_ms" in output
+    (schema,) = load.schemas()
+    assert f"DROP SCHEMA {schema} CASCADE" in output
+
+
+def test_an_objective_on_a_metric_that_does_not_exist_is_exit_4(load: Load) -> None:
+    load.slo.write_text(SMALL_SLO + '[[steady.slo]]\nmetric = "latency.start.p98_ms"\nmax = 1000\n')
+    code, output = load.run()
+    assert code == Exit.INVALID, output
+    assert "latency.start.p98_ms was not measured" in output
+
+
+def test_too_few_jobs_are_exit_4(load: Load) -> None:
+    load.write_trace(40)
+    code, output = load.run()
+    assert code == Exit.INVALID, output
+    assert "rests on 40 samples" in output
+
+
+def test_a_backlog_that_does_not_drain_in_time_is_no_pass(load: Load) -> None:
+    load.write_trace(150, duration=60)
+    load.slo.write_text(SMALL_SLO + '[[steady.slo]]\nmetric = "ledger.undrained"\nmax = 0\n')
+    code, output = load.run("--drain-timeout", "1")
+    assert code == Exit.SLO_BREACH, output
+    assert "ledger.undrained is 150" in output
+
+
+def worker_pids(parent: int) -> list[int]:
+    """The worker processes that the run started; waits until there are two that have pushed through warm-up."""
+    import psutil  # Locust brings it
+
+    return [p.pid for p in psutil.Process(parent).children(recursive=True) if "worker" in p.cmdline()]
+
+
+def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"the run ended without {text!r}")
+
+
+def test_a_worker_that_dies_unasked_is_exit_2_and_named(load: Load) -> None:
+    load.write_trace(3000, duration=0.001)
+    process = load.start("--speedup", "0.2")  # long enough for the death to come in the middle
+    wait_for_line(process, "workers are at work")
+    os.kill(worker_pids(process.pid)[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode in (Exit.CRASH_OR_USAGE, Exit.INCORRECT), output
+    assert "by signal SIGKILL" in output
+
+
+def test_sigterm_ends_workers_and_is_no_pass(load: Load) -> None:
+    process = load.start("--speedup", "0.05")
+    wait_for_line(process, "workers are at work")
+    pids = worker_pids(process.pid)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == Exit.CRASH_OR_USAGE, output
+    assert "ended by SIGTERM" in output
+    assert "PASS" not in output
+    assert len(pids) == 2
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a worker outlived its run"
+        time.sleep(0.05)
+
+
+def test_ctrl_c_drains_and_judges_but_is_no_pass(load: Load) -> None:
+    load.slo.write_text(SMALL_SLO.replace("100", "1"))
+    process = load.start("--speedup", "0.05")
+    wait_for_line(process, "start p99")  # the first line of progress
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == Exit.INVALID, output
+    assert "arrivals still to come" in output
+    assert load.result()["ledger"]["lost"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--trace", "{dir}/cut.swf"), "cut.swf, line 1: 7 fields"),
+        (("--trace", "{dir}/columns.csv"), "no column duration, kind"),
+        (("--trace", "{dir}/empty.csv"), "is empty"),
+        (("--trace", "{dir}/nothing.csv"), "cannot be read"),
+        (("--trace", "{dir}/plain.csv.gz"), "not gzip"),
+        (("--trace-from", "9d"), "no job between"),
+        (("--trace-to", "soon"), "'soon' is not a time"),
+        (("--speedup", "0"), "speedup must be"),
+        (("--fit", "nan"), "--fit must be"),
+        (("--queue-workers", "0"), "--queue-workers must be"),
+        (("--slo", "{dir}/none.toml"), "none.toml: cannot be read"),
+        (("--summary", "{dir}/none/s.json"), "no such directory"),
+        (("--postgres", "nowhere"), "no such kind of PostgreSQL server"),
+        (("--postgres", "postgresql://u:hunter2@127.0.0.1:1/x"), "refuse"),
+        (("--slots", "many"), "invalid int value"),
+    ],
+)
+def test_bad_input_costs_one_line_exit_2_and_starts_nothing(
+    load: Load, tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "cut.swf").write_text("1 0 -1 1451 128 -1 -")
+    (tmp_path / "columns.csv").write_text("at,length\n0,1\n")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "plain.csv.gz").write_text("at,duration,kind\n0,1,x\n")
+    code, output = load.run(*(option.format(dir=tmp_path) for option in options))
+    assert code == Exit.CRASH_OR_USAGE, output
+    (line,) = [line for line in output.splitlines() if line.strip()]
+    assert says in line
+    assert "hunter2" not in output
+    assert load.directories() == []
+    assert load.schemas() == []
