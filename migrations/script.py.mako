@@ -2,11 +2,12 @@
 
 What changes and why; what a live queue notices while it runs.
 
-Frozen: it never imports the package, and is not edited once released. In SQL text write "\:" for a colon before
-a letter, which would be a parameter otherwise. Give every statement an IF [NOT] EXISTS where PostgreSQL has one: the
-tables may have been made by the core's schema.sql.
+Frozen SQL: it never imports the package, and is not edited once released. A colon before a letter would be taken for a
+parameter: put a backslash before it. Give every statement an IF [NOT] EXISTS where PostgreSQL has one: the tables
+may have been made by the core's schema.sql.
 """
 
+${"import sqlalchemy as sa" if "sa." in f"{upgrades}{downgrades}" else ""}
 from alembic import op
 ${imports if imports else ""}
 revision = ${repr(up_revision)}
