@@ -124,7 +124,9 @@ def test_refusal_leaves_the_callers_transaction_in_use(core, open_queue, db):
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 def test_a_bound_is_refused_where_its_count_would_be_stale(core, open_queue, db, level):
-    queue = open_queue(max_in_flight=5, options=rf"-c default_transaction_isolation={level.replace(' ', chr(92) + ' ')}")
+    queue = open_queue(
+        max_in_flight=5, options=rf"-c default_transaction_isolation={level.replace(' ', chr(92) + ' ')}"
+    )
     with pytest.raises(core.QueueError, match="READ COMMITTED"):
         queue.push("mail")
     assert count(db) == 0

@@ -57,7 +57,7 @@ def test_a_job_that_does_not_exist_is_named(queue, core):
     for call in (lambda: queue.cancel(987), lambda: queue.retry(987), lambda: queue.get(987)):
         with pytest.raises(core.JobNotFound, match="987"):
             call()
-    with pytest.raises(core.JobNotFound, match="mail.*'nobody'"):
+    with pytest.raises(core.JobNotFound, match=r"mail.*'nobody'"):
         queue.cancel_key("mail", "nobody")
 
 
@@ -138,7 +138,7 @@ def test_failed_jobs_are_retried_by_filter_oldest_first_up_to_the_limit(queue, f
 def test_retry_in_steps_gets_through_all_of_them(queue, failed):
     steps = [queue.retry_many(limit=2) for _ in range(4)]
     assert [len(step) for step in steps] == [2, 2, 1, 0]
-    assert sorted(sum(steps, [])) == sorted(failed)
+    assert sorted(job_id for step in steps for job_id in step) == sorted(failed)
 
 
 # -- purge -------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_list_goes_through_all_jobs_by_pages_in_the_order_of_ids(queue, core):
         after = page[-1].id
         queue.push("mail") if len(pages) == 1 else None  # a job that is pushed meanwhile moves no page
     assert [len(page) for page in pages] == [10, 10, 6]
-    assert sum(pages, [])[:25] == pushed
+    assert [job_id for page in pages for job_id in page][:25] == pushed
 
 
 @pytest.mark.parametrize(

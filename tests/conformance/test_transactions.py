@@ -8,10 +8,6 @@ import psycopg
 import pytest
 
 
-class Regret(Exception):
-    """The caller's own failure."""
-
-
 def count(db):
     return db.execute("SELECT count(*) AS n FROM pgqueue_jobs").fetchone()["n"]
 
@@ -26,22 +22,20 @@ def test_a_push_is_there_when_the_callers_transaction_commits_and_not_before(que
 
 @pytest.mark.parametrize("jobs", [1, 6_000], ids=["one chunk", "two chunks"])
 def test_pushes_roll_back_with_the_callers_transaction(queue, core, db, jobs):
-    with pytest.raises(Regret), queue.transaction():
+    with queue.undone():
         queue.push("mail", key="k")
         queue.push_many(core.NewJob("mail", n) for n in range(jobs))
-        raise Regret
     assert count(db) == 0
     assert queue.push("mail", key="k").created
 
 
 def test_a_bounded_push_rolls_back_with_the_callers_transaction(open_queue, core, db):
     queue = open_queue(max_in_flight=2)
-    with pytest.raises(Regret), queue.transaction():
+    with queue.undone():
         queue.push("mail")
         queue.push("mail")
         with pytest.raises(core.QueueBusy):
             queue.push("mail")
-        raise Regret
     assert count(db) == 0
     assert queue.push("mail").created
 
@@ -49,10 +43,9 @@ def test_a_bounded_push_rolls_back_with_the_callers_transaction(open_queue, core
 def test_a_completion_commits_or_rolls_back_with_the_handlers_own_writes(queue, take, row, db):
     job = take()
     before = row(job.id)
-    with pytest.raises(Regret), queue.transaction():
+    with queue.undone():
         queue.execute("INSERT INTO pgqueue_queues (queue) VALUES ('written by the handler') RETURNING queue")
         queue.complete(job)
-        raise Regret
     assert row(job.id) == before
     assert queue.paused() == []
     with queue.transaction():
@@ -97,8 +90,8 @@ def test_a_lost_lease_leaves_the_callers_transaction_in_use(queue, core, take, l
     assert row(pushed.id) is not None
 
 
-def test_a_psycopg_connection_that_is_not_autocommit_is_committed_by_its_owner(core, db, _shared):
-    with psycopg.connect(_shared) as connection:
+def test_a_psycopg_connection_that_is_not_autocommit_is_committed_by_its_owner(core, db, shared):
+    with psycopg.connect(shared) as connection:
         for queue in (core.Queue(connection), core.Queue(connection, max_in_flight=99)):
             queue.push("mail")
             queue.push_many([core.NewJob("mail")] * 6)
@@ -111,9 +104,9 @@ def test_a_psycopg_connection_that_is_not_autocommit_is_committed_by_its_owner(c
         assert count(db) == 1
 
 
-def test_an_async_psycopg_connection_that_is_not_autocommit_is_committed_by_its_owner(core, db, _shared):
+def test_an_async_psycopg_connection_that_is_not_autocommit_is_committed_by_its_owner(core, db, shared):
     async def scenario():
-        async with await psycopg.AsyncConnection.connect(_shared) as connection:
+        async with await psycopg.AsyncConnection.connect(shared) as connection:
             for queue in (core.AsyncQueue(connection), core.AsyncQueue(connection, max_in_flight=99)):
                 await queue.push("mail")
                 await queue.push_many([core.NewJob("mail")] * 6)
@@ -128,8 +121,8 @@ def test_an_async_psycopg_connection_that_is_not_autocommit_is_committed_by_its_
     asyncio.run(scenario())
 
 
-def test_a_row_factory_of_the_callers_makes_no_difference(core, db, _shared):
-    with psycopg.connect(_shared, autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
+def test_a_row_factory_of_the_callers_makes_no_difference(core, db, shared):
+    with psycopg.connect(shared, autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
         queue = core.Queue(connection)
         pushed = queue.push("mail", {"to": "ada"}, key="k")
         assert queue.push("mail", key="k") == (pushed.id, False)
@@ -138,15 +131,15 @@ def test_a_row_factory_of_the_callers_makes_no_difference(core, db, _shared):
         assert connection.row_factory is psycopg.rows.dict_row
 
 
-def test_a_queue_can_have_a_connection_of_its_own(core, db, _shared):
-    with core.Queue.connect(_shared, max_in_flight=1) as queue:
+def test_a_queue_can_have_a_connection_of_its_own(core, db, shared):
+    with core.Queue.connect(shared, max_in_flight=1) as queue:
         queue.push("mail")
         with pytest.raises(core.QueueBusy):
             queue.push("mail")
     assert queue.connection.closed
 
     async def scenario():
-        async with await core.AsyncQueue.connect(_shared) as queue:
+        async with await core.AsyncQueue.connect(shared) as queue:
             await queue.push("mail")
         assert queue.connection.closed
 

@@ -57,7 +57,11 @@ CASES = {
     "cancel": ("cancel", OPEN, each(lambda queue, job: queue.cancel(job.id))),
     "cancel_key": ("cancel", OPEN, lambda queue, core, ids: [queue.cancel_key("mail", str(n)) for n in range(6)]),
     "expire": ("expire", LATE, lambda queue, core, ids: queue.expire()),
-    "claim what is late": ("claim what is late", LATE, lambda q, core, ids: q.claim([core.Want("mail", 99)], worker="w")),
+    "claim what is late": (
+        "claim what is late",
+        LATE,
+        lambda q, core, ids: q.claim([core.Want("mail", 99)], worker="w"),
+    ),
     "retry": ("retry", OPEN, each(lambda queue, job: queue.retry(job.id))),
     "retry_many": ("retry", OPEN, lambda queue, core, ids: queue.retry_many()),
     "cleanup": ("cleanup", LATE, lambda queue, core, ids: queue.cleanup()),
