@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from pgqueue_ref.core import Backoff, InvalidJob, Jitter, Job, Json, QueueError, Seconds, UnknownKind, seconds
@@ -61,7 +60,7 @@ class Kind:
     def free(self, otherwise: int) -> int:
         """Free slots now; `otherwise` bounds a kind without a concurrency of its own."""
         limit = self.concurrency() if callable(self.concurrency) else self.concurrency
-        return max(0, (otherwise if limit is None else limit) - self.running)
+        return max(0, (otherwise if limit is None else whole(limit, "concurrency", 0)) - self.running)
 
     def ttl(self) -> float | None:
         """How long a succeeded job stays, in seconds; None is until purged."""
@@ -99,11 +98,18 @@ class Kinds:
         whole(max_errors, "max_errors")
         if concurrency is not None and not callable(concurrency):
             whole(concurrency, "concurrency", 0)
-        if isinstance(terminal_ttl, int | float | timedelta):
+        if terminal_ttl is not None and not callable(terminal_ttl):
             seconds(terminal_ttl, "terminal_ttl")
         timeout = None if attempt_timeout is None else seconds(attempt_timeout, "attempt_timeout")
+        if timeout == 0:
+            raise InvalidJob("attempt_timeout must be above 0; None is no timeout")
+        if not callable(backoff):
+            raise InvalidJob("backoff must be a function of the attempts spent: constant(60), Jitter.equal(base=6)")
 
         def decorate(handler: H) -> H:
+            # A generator runs nothing when it is called: each job would succeed without a line of it executed.
+            if not callable(handler) or inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+                raise InvalidJob(f"the handler of kind {kind!r} must be a function or an async function")
             if kind in self._kinds:
                 raise InvalidJob(f"kind {kind!r} is registered twice")
             self._kinds[kind] = Kind(
