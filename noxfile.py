@@ -5,6 +5,7 @@ reused.
 """
 
 import sys
+from pathlib import Path
 
 import nox
 import nox.command
@@ -34,6 +35,17 @@ def types(session: nox.Session) -> None:
     install(session, "dev")
     session.run("mypy")
     session.run("mypy", "migrations/env.py")
+
+
+@nox.session
+def vendored(session: nox.Session) -> None:
+    """The core copied into a project with psycopg alone, its conformance there; options: --postgres SPEC."""
+    install(session, "load")  # provisions the server
+    project = Path(session.virtualenv.location, "project")
+    session.run_install(sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(project), external=True)
+    python = str(project / ("Scripts" if sys.platform == "win32" else "bin") / "python")
+    session.run_install(python, "-m", "pip", "install", "--quiet", "psycopg[binary]", "pytest", external=True)
+    session.run("python", "tests/vendored/run.py", python, *session.posargs)
 
 
 @nox.session
