@@ -129,8 +129,8 @@ def test_offline_sql_does_the_same_both_ways(
     nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
     execute(empty_database, alembic(nowhere, "upgrade", "head", "--sql", schema=schema))
     assert catalog(empty_database, where) == expected
-    assert alembic(empty_database, "current", schema=schema).split() == ["0001", "(head)"]
-    execute(empty_database, alembic(nowhere, "downgrade", "0001:base", "--sql", schema=schema))
+    assert alembic(empty_database, "current", schema=schema).endswith(" (head)\n")
+    execute(empty_database, alembic(nowhere, "downgrade", "head:base", "--sql", schema=schema))
     assert everything(empty_database, where) == []
 
 
@@ -207,7 +207,7 @@ def test_two_schemas_of_one_database_migrate_apart(empty_database: str, expected
     assert everything(empty_database) == []
     assert catalog(empty_database, "green") == expected
     assert alembic(empty_database, "current", schema="blue") == ""
-    assert alembic(empty_database, "current", schema="green").split() == ["0001", "(head)"]
+    assert alembic(empty_database, "current", schema="green").endswith(" (head)\n")
 
 
 def test_looking_creates_no_schema(empty_database: str) -> None:
