@@ -435,8 +435,8 @@ def list_jobs(
     if status not in (None, *ACTIVE, *TERMINAL):
         raise InvalidJob(f"status must be one of {', '.join(ACTIVE + TERMINAL)}, not {ellipsis(status)}")
     params = {"queue": _filter(queue, "queue"), "kind": _filter(kind, "kind"), "key": _filter(key, "key", MAX_KEY)}
-    params |= {"status": status, "after": whole(after, "after", 0, 2**63 - 1), "limit": whole(limit, "limit")}
-    return [_row(row) for row in (yield Statement(sql.LIST, params))]
+    page = {"status": status, "after": whole(after, "after", 0, 2**63 - 1), "limit": whole(limit, "limit")}
+    return [_row(row) for row in (yield Statement(sql.LIST, params | page))]
 
 
 def _filter(value: str | None, name: str, limit: int = MAX_NAME) -> str | None:
@@ -447,11 +447,11 @@ def _row(row: tuple[Any, ...]) -> JobRow:
     return JobRow._make((*row[:-2], _loads(row[-2]), _loads(row[-1])))
 
 
-_scan = json.JSONDecoder().scan_once  # jsonb's text is valid and has no blanks around it: a third of the cost of loads
+_decode = json.JSONDecoder().raw_decode  # jsonb's text has no blanks around it: half the cost of loads
 
 
 def _loads(encoded: str) -> Any:
-    return _scan(encoded, 0)[0]
+    return _decode(encoded)[0]
 
 
 # -- maintenance -----------------------------------------------------------------------------------------------

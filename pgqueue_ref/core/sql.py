@@ -174,8 +174,18 @@ SET status = 'pending', attempt = attempt - 1, lease_expires_at = NULL, worker =
 {_HELD} RETURNING id, lease_token
 """
 
-# Changes no indexed column: heap-only where the page has room.
-HEARTBEAT = f"UPDATE pgqueue_jobs SET lease_expires_at = now() + make_interval(secs => %(lease)s) {_HELD} RETURNING id, lease_token"
+# Changes no indexed column: heap-only where the page has room. Skips locked rows: a handler that completes its job within
+# its own transaction must not hold up the other heartbeats of its worker, and rescue skips such a row as well. What is
+# answered is what is held, locked or not.
+HEARTBEAT = f"""
+WITH held AS MATERIALIZED (SELECT id, lease_token FROM pgqueue_jobs {_HELD}),
+free AS MATERIALIZED (SELECT id FROM pgqueue_jobs {_HELD} ORDER BY id FOR UPDATE SKIP LOCKED),
+beat AS (
+    UPDATE pgqueue_jobs SET lease_expires_at = now() + make_interval(secs => %(lease)s)
+    WHERE id = ANY (ARRAY(SELECT id FROM free))
+)
+SELECT id, lease_token FROM held
+"""
 
 # -- cancel and retry ------------------------------------------------------------------------------------------
 

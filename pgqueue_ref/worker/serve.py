@@ -22,7 +22,7 @@ from pgqueue_ref import __version__
 from pgqueue_ref.core import QueueError
 
 from .kinds import Kinds, require
-from .worker import Worker
+from .worker import Worker, first
 
 log = logging.getLogger("pgqueue_ref.worker")
 
@@ -103,11 +103,11 @@ async def _run(app: str, settings: dict[str, Any], *, once: bool = False) -> int
         words, __version__, worker.name, queues, kinds, worker.max_concurrent_jobs, worker.connections,
         extra={"worker": worker.name},
     )  # fmt: skip
-    await asked.wait()
+    await first(float("inf"), asked, worker.broken)
     log.info("stopping: at most %g s for the attempts under way", worker.grace, extra={"worker": worker.name})
     clean = await worker.stop()
     log.info("stopped: %s", worker.counts, extra={"worker": worker.name})
-    return 0 if clean else 1
+    return 0 if clean and not worker.broken.is_set() else 1
 
 
 def _child(app: str, settings: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ the attempt); a lease is lost (the next heartbeat tells, the attempt is cancelle
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -56,6 +55,7 @@ CHORE_INTERVAL = 5.0  # seconds between two questions for maintenance
 CHORE_BATCHES = 20  # of one kind of maintenance in a row: the other kinds want their turn
 # The plan of a prepared statement outlives the empty table it was made for; these keep it on the indexes.
 PLANNER = "-c enable_seqscan=off -c enable_bitmapscan=off -c jit=off"
+WRITER = "-c lock_timeout=2s"  # a row that somebody else's transaction holds must not stop the other endings
 
 
 class Worker:
@@ -92,7 +92,9 @@ class Worker:
         self._dsn, self._listens = dsn, listen
         options = PLANNER if listen else ""
         self._claims = Link(dsn, prepare=listen, application_name="pgqueue_ref:claim", options=options)
-        self._writes = Link(dsn, prepare=listen, application_name="pgqueue_ref:write", options=options)
+        self._writes = Link(
+            dsn, prepare=listen, application_name="pgqueue_ref:write", options=f"{options} {WRITER}" if listen else ""
+        )
         self._writer = Writer(self._writes, self.name, self.counts)
         self._slots = Slots(self.name, self._ended, self._freed)
         self._positions: dict[tuple[str, str], Position] = {}
@@ -101,6 +103,7 @@ class Worker:
         self._chores: Chores | None = None
         self._turns = itertools.count()
         self._wake, self._news, self._hurry, self._idle = (asyncio.Event() for _ in range(4))
+        self.broken = asyncio.Event()  # set when the worker cannot go on: stop it
         self._loops: list[asyncio.Task[None]] = []
         self._claiming = self._closing = False
 
@@ -125,6 +128,8 @@ class Worker:
         loops = [self._claim_loop(), self._write_loop(), self._beat_loop()]
         loops += [self._listen_loop()] if self._listens else []
         self._loops = [asyncio.create_task(loop) for loop in loops]
+        for task in self._loops:
+            task.add_done_callback(self._loop_ended)
 
     resume = start
 
@@ -138,13 +143,13 @@ class Worker:
         claim, write, *others = self._loops
         self._claiming = False
         self._wake.set()
-        await _outlive(claim)
+        await asyncio.wait([claim])
         for attempt in self._slots.not_begun():
             self._slots.end(attempt, Ending.RELEASE)
         deadline = time.monotonic() + self.grace
         while self._slots.running and not self._hurry.is_set() and (left := deadline - time.monotonic()) > 0:
             self._idle.clear()
-            await _first(left, self._idle, self._hurry)
+            await first(left, self._idle, self._hurry)
         late = [attempt for attempt in self._writer.held.values() if attempt.ending is None]
         for attempt in late:
             self._slots.take(attempt, Ending.RELEASE)
@@ -152,10 +157,16 @@ class Worker:
         written = await self._last_words(write, 1.0 if self._hurry.is_set() else 5.0)
         for task in others:
             task.cancel()
-            await _outlive(task)
+        await asyncio.wait(others)
         self._loops = []
         await self.close()
         return written and not late
+
+    def _loop_ended(self, task: asyncio.Task[None]) -> None:
+        """A loop that dies of something nobody foresaw must not leave half a worker behind."""
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("a loop of the worker died", exc_info=task.exception(), extra={"worker": self.name})
+            self.broken.set()
 
     def hurry(self) -> None:
         """End the grace period of a `stop` under way."""
@@ -187,11 +198,9 @@ class Worker:
         self._closing = True
         self._news.set()
         await asyncio.wait([write], timeout=patience)
-        if write.done():
-            await _outlive(write)
-        else:
+        if not write.done():
             write.cancel()
-            await _outlive(write)
+            await asyncio.wait([write])
             log.error("%d endings could not be written: their leases will run out", len(self._writer.buffer))
         unwritten, self._writer.buffer = self._writer.buffer, []
         self._writer.held.clear()
@@ -220,7 +229,7 @@ class Worker:
             except QueueError as error:
                 delay = self._complain("claim", error, patience)
             if delay:
-                await _first(delay, self._wake)
+                await first(delay, self._wake)
             else:
                 await asyncio.sleep(0)  # let the slots begin
 
@@ -306,7 +315,7 @@ class Worker:
                     await self._do_chores()
                 patience.reset()
             except QueueError as error:
-                await _first(self._complain("write", error, patience), self._hurry)
+                await first(self._complain("write", error, patience), self._hurry)
                 self._news.set()
 
     async def _do_chores(self) -> None:
@@ -377,18 +386,9 @@ class Worker:
         return delay
 
 
-async def _first(delay: float, *events: asyncio.Event) -> None:
-    """Until one of the events is set, or `delay` seconds."""
+async def first(delay: float, *events: asyncio.Event) -> None:
+    """Until one of the events is set, or `delay` seconds (infinity: for ever)."""
     waits = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waits, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(waits, timeout=None if delay == float("inf") else delay, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
-
-
-async def _outlive(task: asyncio.Task[None]) -> None:
-    """Wait for a loop's end. What it died of is logged: a stop must get to its own end."""
-    try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-    except Exception:
-        log.exception("a loop of the worker died")

@@ -24,7 +24,9 @@ from .slots import Attempt, Ending, about, keys
 log = logging.getLogger("pgqueue_ref.worker")
 
 # Errors that pass: the same batch is written again later. Any other is about a row in it.
-PASSING = (DatabaseUnavailable, LockTimeout, SchemaMissing, StatementTimeout)
+PASSING = (DatabaseUnavailable, SchemaMissing)
+WAITED = (LockTimeout, StatementTimeout)  # somebody's transaction holds a row, or the table
+SEARCHES = 12  # halvings in search of a locked row among 500, before the whole table is taken for locked
 
 
 @dataclass(slots=True)
@@ -75,6 +77,7 @@ class Writer:
         for attempt in batch:
             groups.setdefault((attempt.ending, _apart(attempt)), []).append(attempt)
         todo = list(groups.values())
+        waited: list[QueueError] = []
         while todo:
             attempts = todo.pop()
             try:
@@ -82,6 +85,15 @@ class Writer:
             except PASSING:
                 self.buffer[:0] = attempts + [attempt for more in todo for attempt in more]
                 raise
+            except WAITED as error:
+                waited.append(error)
+                if len(attempts) == 1 or len(waited) > SEARCHES:
+                    self.buffer[:0] = attempts  # later; its lease is kept meanwhile
+                else:  # a row that somebody holds must not hold up the others
+                    todo += [attempts[: len(attempts) // 2], attempts[len(attempts) // 2 :]]
+                if len(waited) > SEARCHES:
+                    self.buffer[:0] = [attempt for more in todo for attempt in more]
+                    raise
             except QueueError as error:
                 if len(attempts) > 1:  # a row that the server refuses must not hold up the others
                     todo += [attempts[: len(attempts) // 2], attempts[len(attempts) // 2 :]]
@@ -92,6 +104,8 @@ class Writer:
                 self.held.pop(attempts[0].key, None)
             else:
                 self._written(attempts, answer)
+        if waited:
+            raise waited[-1]
 
     def _written(self, attempts: list[Attempt], answer: Any) -> None:
         counts, ending = self._counts, attempts[0].ending
