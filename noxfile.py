@@ -56,6 +56,17 @@ def containers(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure the queue against the bare driver and judge the bounds, about ten minutes; options: --quick,
+    --postgres SPEC, --summary FILE, --write docs/performance.md, pytest's own.
+
+    Exit code 1 when a bound is missed.
+    """
+    install(session, "dev")
+    session.run("python", "tests/benchmarks/run.py", *session.posargs)
+
+
+@nox.session
 def load(session: nox.Session) -> None:
     """Replay a job log against the queue, about a minute; options: --postgres SPEC, --summary FILE,
     locust's own.
@@ -70,3 +81,14 @@ def load(session: nox.Session) -> None:
     except nox.command.CommandFailed as failed:
         # nox would end with 1 whatever it was. An older nox does not keep the code; then it is a crash.
         sys.exit(getattr(failed, "return_code", None) or 2)
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """This queue against procrastinate, pgqueuer, chancy and pgmq; options: --quick, --postgres SPEC,
+    --summary FILE."""
+    install(session, "load")
+    # Only here, in this session's own environment, and the newest of each.
+    others = ("procrastinate", "pgqueuer[asyncpg,psycopg]", "chancy", "pgmq", "uvloop")
+    session.install("--quiet", "--upgrade", *others)
+    session.run("python", "tests/benchmarks/peers/run.py", *session.posargs)
