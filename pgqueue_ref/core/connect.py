@@ -45,9 +45,13 @@ def conninfo(
     try:
         # SQLAlchemy's driver suffix means nothing to libpq.
         given = conninfo_to_dict(re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn.strip()))
+        # A password with a bare @ or / in it: its rest would pass for the host or port, and be quoted in errors.
+        if "@" in str(given.get("host")) or not re.fullmatch(r"[\d,]*", str(given.get("port") or "")):
+            raise ValueError
     except (psycopg.Error, ValueError):  # libpq's own words may quote the DSN
         raise QueueError(
-            "the DSN is not understood: write postgresql://user:password@host:port/database or host=... dbname=..."
+            "the DSN is not understood: write postgresql://user:password@host:port/database, with any"
+            " of :/?#@ in the password percent-encoded, or host=... dbname=..."
         ) from None
     schema = schema if schema is not None else os.environ.get("PGQUEUE_SCHEMA", "")
     parts = [str(given.get("options") or ""), options]

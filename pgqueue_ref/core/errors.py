@@ -65,6 +65,7 @@ class LockTimeout(QueueError):  # noqa: N818
 
 
 MISSING = "queue schema is missing or out of date: run `pgqueue-ref migrate` (or `python -m pgqueue_ref.core DSN`)"
+UNREACHABLE = "no connection to the database: check that it runs, and its address"
 # By SQLSTATE: undefined table, column, function, schema; then timeouts; then values the server refused (class 22,
 # and check violation, program limit, too complex); then the ways a connection ends (class 08, 57P, and 53300).
 BY_STATE: dict[str, tuple[type[QueueError], str]] = {
@@ -77,7 +78,7 @@ BY_STATE: dict[str, tuple[type[QueueError], str]] = {
     "54001": (InvalidJob, "the server refused a value"), "22": (InvalidJob, "the server refused a value"),
     "28": (DatabaseUnavailable, "login refused: check user and password"),
     "3D000": (DatabaseUnavailable, "no such database: create it or check the DSN"),
-    "08": (DatabaseUnavailable, "connection lost"), "57P": (DatabaseUnavailable, "connection lost"),
+    "08": (DatabaseUnavailable, UNREACHABLE), "57P": (DatabaseUnavailable, UNREACHABLE),
 }  # fmt: skip
 # At connect libpq has no SQLSTATE to give, only the server's text, and that differs: PostgreSQL 15 says "reserved
 # for non-replication superuser connections", 16+ "reserved for roles with ...", a role or database limit "too many".
@@ -85,7 +86,7 @@ BY_TEXT: tuple[tuple[str, str], ...] = (
     ("remaining connection slots are reserved", "53300"), ("sorry, too many clients", "53300"),
     ("too many connections", "53300"), ("no more connections allowed", "53300"),
     ("password authentication failed", "28"), ("no password supplied", "28"), ("no pg_hba.conf entry", "28"),
-    ("does not exist", "3D000"),
+    ("FATAL:  role", "28"), ("does not exist", "3D000"),
 )  # fmt: skip
 
 
@@ -100,14 +101,14 @@ def translate(error: psycopg.Error) -> QueueError:
     if not state and type(error).__name__ in {"PoolTimeout", "TooManyRequests"}:
         return ConnectionLimit(f"the pool has no free connection: {line}")
     if not state and isinstance(error, psycopg.OperationalError):
-        # Several addresses were tried: the last line tells of the last, the server's own words come after FATAL.
+        # Several addresses may have been tried; the server's own words come after FATAL.
         fatal = [part for part in text.splitlines() if "FATAL" in part]
-        line = fatal[-1].strip() if fatal else text.splitlines()[-1].strip() if text else line
+        line = fatal[-1].strip() if fatal else line
         state = next((code for words, code in BY_TEXT if words in line), "08")
     for code in (state, state[:3], state[:2]):
         if code in BY_STATE:
             kind, advice = BY_STATE[code]
             return kind(f"{advice} ({line})")
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not error.sqlstate:
-        return DatabaseUnavailable(f"connection lost ({line})")
+        return DatabaseUnavailable(f"{UNREACHABLE} ({line})")
     return QueueError(f"{type(error).__name__}: {line}")

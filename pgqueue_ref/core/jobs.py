@@ -51,7 +51,9 @@ def text(value: str, name: str, limit: int = MAX_NAME) -> str:
 
 def ellipsis(value: object) -> str:
     """A value for a message, cut to one short line."""
-    shown = repr(value[:40] if isinstance(value, str | bytes) else value)
+    if isinstance(value, str | bytes) and len(value) > 40:
+        return f"{value[:20]!r}... ({len(value)} long)"
+    shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
