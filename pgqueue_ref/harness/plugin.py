@@ -84,6 +84,8 @@ class Session:
     def _on_init(self, environment: Environment, **_: Any) -> None:
         """Check everything that can be checked before anything is started, then find a server."""
         environment.process_exit_code = Exit.CRASH_OR_USAGE
+        # 0, the default, kills users in the middle of a query when somebody stops the test.
+        environment.stop_timeout = environment.stop_timeout or 5.0
         self._options = environment.parsed_options
         try:
             if isinstance(environment.runner, MasterRunner | WorkerRunner):
@@ -156,14 +158,16 @@ class Session:
     def _on_quitting(self, **_: Any) -> None:
         """Also reached on SIGTERM, when no test_stop comes: then what runs ends without a verdict."""
         if self.run is not None and self._closing is None:
+            self.aborted = True
             self.run.abandon()
         if self._server is not None:
             self._server.close()
 
     def _on_quit(self, exit_code: int, **_: Any) -> None:
         """After Locust's own tables, so that the verdict is the last thing on the terminal."""
-        if self._closing is not None and self._options.headless:
-            say(self._closing)
+        if self._closing is not None:
+            if self._options.headless:
+                say(self._closing)
         elif exit_code:
             say(f"FAIL {SCENARIO} (exit {exit_code}): no run was finished and judged")
 

@@ -46,14 +46,18 @@ class WorkerProcess:
         if self.process.poll() is None:
             self.process.terminate()
 
-    def wait(self, patience: float) -> str | None:
-        """Wait `patience` seconds for its end, then SIGKILL. One line if it did not end cleanly, else None."""
+    def wait(self, patience: float, *, drained: bool) -> str | None:
+        """Wait `patience` seconds for its end, then SIGKILL. One line if it did not end cleanly, else None.
+
+        A worker ends with 1 when it had to put attempts back, which is clean unless there was none left to
+        run.
+        """
         try:
             code = self.process.wait(patience)
         except subprocess.TimeoutExpired:
             self.kill()
             return f"{self.name} did not stop within {patience:g} s of SIGTERM and was killed (see {self.log})"
-        return None if code == 0 else self.died()
+        return None if code == 0 or (code == 1 and not drained) else self.died()
 
     def kill(self) -> None:
         """SIGKILL, if it still runs."""

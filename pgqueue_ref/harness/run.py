@@ -91,6 +91,7 @@ class LoadRun:
         self._watch = Watch()
         self._workers: Sequence[WorkerProcess] = ()
         self._incidents: list[tuple[Exit, str]] = []
+        self._drained = True
         self._done = threading.Event()
         width = max(1.0, settings.trace.span / 60)
         self._push_latency = Latencies("push", width)
@@ -281,7 +282,7 @@ class LoadRun:
             died = [worker.died() for worker in self._workers]
             for worker in self._workers:
                 worker.ask_to_stop()
-            stopped = [worker.wait(GRACE + 15) for worker in self._workers]
+            stopped = [worker.wait(GRACE + 15, drained=self._drained) for worker in self._workers]
             complaints = [before or after for before, after in zip(died, stopped, strict=True)]
             self._incidents += [(Exit.CRASH_OR_USAGE, line) for line in complaints if line]
             self._done.set()
@@ -291,6 +292,7 @@ class LoadRun:
         deadline = time.monotonic() + self.settings.drain_timeout
         while ledger.active(connection) and time.monotonic() < deadline and self.broken() is None:
             time.sleep(0.1)
+        self._drained = not ledger.active(connection)
         self._measured.drained_at = self.clock.elapsed()
 
     def _measure(self, connection: psycopg.Connection[Any]) -> None:
