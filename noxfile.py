@@ -21,6 +21,14 @@ def install(session: nox.Session, *extras: str) -> None:
 
 
 @nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite on a process for each core; options: --postgres SPEC, pytest's own."""
+    install(session, "dev")
+    # A file stays with one process: what its tests share, a table of a million rows for one, is made once.
+    session.run("pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, formatting, and the direction of imports."""
     install(session, "dev")
