@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -132,13 +133,9 @@ class Slots:
                 async with limit:
                     value = await kind.handler(attempt.job)
         except asyncio.CancelledError:
-            if attempt.ending is None:
+            if attempt.ending is None:  # not `take`
                 self._failed(attempt, "the handler was cancelled")
-            elif attempt.task is not None:
-                attempt.task.uncancel()  # it was `take`: the slot lives on
-        except SystemExit as error:
-            self._failed(attempt, f"the handler called sys.exit({error.code!r})")
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises ends its attempt, not the worker
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises ends its attempt, not the worker
             if isinstance(error, TimeoutError) and limit is not None and limit.expired():
                 self._failed(attempt, f"attempt timed out after {kind.attempt_timeout:g} s")
             else:
@@ -146,7 +143,9 @@ class Slots:
         else:
             self._returned(attempt, value)
         finally:
-            attempt.task = None
+            task, attempt.task = attempt.task, None
+            while task is not None and task.cancelling():  # a cancellation that the handler swallowed ends with it
+                task.uncancel()
 
     async def _in_thread(self, attempt: Attempt, limit: asyncio.Timeout | None) -> Any:
         """Run a plain function in a thread. If it is given up, its slot stays taken until the thread is done."""
@@ -173,6 +172,10 @@ class Slots:
         if value is COMPLETED:
             self.end(attempt, Ending.DONE)
             return
+        if inspect.iscoroutine(value):
+            value.close()
+            self._failed(attempt, "the handler returned a coroutine that was never awaited: register an async def")
+            return
         try:
             attempt.ttl = attempt.kind.ttl()
         except Exception:
@@ -182,7 +185,13 @@ class Slots:
             attempt.ttl = DEFAULT_TTL
         self.end(attempt, Ending.COMPLETE)
 
-    def _raised(self, attempt: Attempt, error: Exception) -> None:
+    def _raised(self, attempt: Attempt, error: BaseException) -> None:
+        try:
+            self._obey(attempt, error)
+        except Exception as odd:  # noqa: BLE001 - a __str__ that raises, an instruction without its delay
+            self._failed(attempt, f"{type(error).__name__}, whose text cannot be had ({type(odd).__name__})")
+
+    def _obey(self, attempt: Attempt, error: BaseException) -> None:
         job = attempt.job
         if isinstance(error, Snooze):
             attempt.delay = error.delay
@@ -193,14 +202,18 @@ class Slots:
         elif isinstance(error, RetryAfter):
             self._failed(attempt, str(error), error.delay)
         elif isinstance(error, Ignore):
+            message = str(error) or "ignored failure"
             attempt.ignored = True
-            self._failed(attempt, str(error) or "ignored failure")
+            self._failed(attempt, message)
         else:
             words = "job %d (%s) attempt %d of %d failed"
             log.warning(
                 words, job.id, job.kind, job.attempt, job.max_attempts, exc_info=error, extra=about(job, self._worker)
             )
-            self._failed(attempt, f"{type(error).__name__}: {error}")
+            if isinstance(error, SystemExit):
+                self._failed(attempt, f"the handler called sys.exit({error.code!r})")
+            else:
+                self._failed(attempt, f"{type(error).__name__}: {error}")
 
     def _failed(self, attempt: Attempt, message: str, delay: float | None = None) -> None:
         attempt.error = message

@@ -18,7 +18,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -319,29 +319,43 @@ class Worker:
                 self._news.set()
 
     async def _do_chores(self) -> None:
-        """The maintenance that the last look asked for. Batches are small, and endings are written in between."""
+        """The maintenance that the last look asked for. What fails in one kind does not cost the others."""
         due, self._chores = self._chores, None
-        if due and due.rescue:
-            (rescued,) = await self._writes.run(op.rescue())
-            self.counts.rescued += len(rescued.retried) + len(rescued.failed)
-            for what in ("retried", "failed", "refused"):
-                if ids := getattr(rescued, what):
-                    words = "rescue: %d jobs whose lease ran out: %s (%s ...)"
-                    log.warning(words, len(ids), what, ids[0], extra={"worker": self.name})
-        if due and due.expire:
-            self.counts.expired += await self._chore(op.expire)
-        if due and due.cleanup:
-            self.counts.cleaned += await self._chore(op.cleanup)
+        for name, do in (("rescue", self._rescue), ("expire", self._expire), ("cleanup", self._cleanup)):
+            if due and getattr(due, name):
+                try:
+                    await do()
+                except DatabaseUnavailable:
+                    raise
+                except QueueError as error:
+                    self._news.set()  # endings may have stayed in the buffer
+                    words = "%s failed, next try in %g s: %s"
+                    log.warning(words, name, CHORE_INTERVAL, error, extra={"worker": self.name})
 
-    async def _chore(self, make: Callable[[int], Operation[int]]) -> int:
-        total = 0
+    async def _rescue(self) -> None:
+        (rescued,) = await self._writes.run(op.rescue())
+        self.counts.rescued += len(rescued.retried) + len(rescued.failed)
+        for what in ("retried", "failed", "refused"):
+            if ids := getattr(rescued, what):
+                words = "rescue: %d jobs whose lease ran out: %s (%s ...)"
+                log.warning(words, len(ids), what, ids[0], extra={"worker": self.name})
+
+    async def _expire(self) -> None:
+        async for count in self._batches(op.expire):
+            self.counts.expired += count
+
+    async def _cleanup(self) -> None:
+        async for count in self._batches(op.cleanup):
+            self.counts.cleaned += count
+
+    async def _batches(self, make: Callable[[int], Operation[int]]) -> AsyncIterator[int]:
+        """Batches of maintenance are small, and endings are written in between."""
         for _ in range(CHORE_BATCHES):
             (count,) = await self._writes.run(make(1000))
-            total += count
+            yield count
             if count < 1000:
                 break
             await self._writer.flush()
-        return total
 
     async def _beat_loop(self) -> None:
         patience = Patience()
