@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 78, 16, 16, 54
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,11 @@ def _grid(ticks: Sequence[float], y: Scale) -> str:
 def _time_axis(last: float, x: Scale) -> str:
     ticks = [tick for tick in linear_ticks(last, about=6) if tick <= last]
     labels = "".join(
-        f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 19}" text-anchor="middle">{number(tick)}</text>'
+        f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 24}" text-anchor="middle">{number(tick)}</text>'
         for tick in ticks
     )
     middle = (LEFT + WIDTH - RIGHT) / 2
-    return f'{labels}<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">seconds from the start</text>'
+    return f'{labels}<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">seconds from the start</text>'
 
 
 def _line(series: Series, style: str, x: Scale, y: Scale, floor: float | None) -> str:

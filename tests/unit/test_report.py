@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pgqueue_ref.harness import manifest
+from pgqueue_ref.harness import manifest, plots
 from pgqueue_ref.harness.plots import Series, line_plot, linear_ticks, log_ticks
 from pgqueue_ref.harness.report import render
 
@@ -154,8 +154,8 @@ def test_every_point_lies_within_the_plot() -> None:
     for log in (False, True):
         plot = line_plot("a", [Series("s", [0, 30, 61.7], [0.004, 77.0, 1234.5])], unit="u", log=log)
         for x, y in re.findall(r"([\d.]+) ([\d.]+)", lines_of(plot)[0]):
-            assert 58 <= float(x) <= 546
-            assert 14 <= float(y) <= 256
+            assert plots.LEFT <= float(x) <= plots.WIDTH - plots.RIGHT
+            assert plots.TOP <= float(y) <= plots.HEIGHT - plots.BOTTOM
 
 
 @pytest.mark.parametrize("largest", [0, 0.003, 0.9, 1, 7, 99, 100, 101, 15_000, 3e9])
