@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 _SERVERS = pytest.StashKey[set[str]]()  # what the servers of this run call themselves
 
@@ -49,10 +49,11 @@ def core(pytestconfig: pytest.Config) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def server(pytestconfig: pytest.Config) -> Iterator[Any]:
+def server(pytestconfig: pytest.Config, record_testsuite_property: Callable[[str, object], None]) -> Iterator[Any]:
     """The server, provisioned once per process; see `pgqueue_ref.harness.server.Server`."""
     server = _provision(pytestconfig.getoption("--postgres"))
     pytestconfig.stash[_SERVERS].add(server.describe())
+    record_testsuite_property("server", server.describe())  # for --junitxml
     yield server
     server.close()
 
@@ -147,8 +148,14 @@ class _GivenServer:
     def __init__(self, dsn: str) -> None:
         self.dsn = re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", dsn)
         try:
+            given = conninfo_to_dict(self.dsn)
+            # An unquoted @ or / in the password ends it: the rest would be taken for the host or the port.
+            if "@" in str(given.get("host")) or not re.fullmatch(r"[\d,]*", str(given.get("port", ""))):
+                pytest.fail("--postgres: percent-encode @ and / in the DSN's password", pytrace=False)
             with psycopg.connect(self.dsn, connect_timeout=10) as connection:
                 self.version = connection.execute("SHOW server_version").fetchone()[0].split()[0]
+        except psycopg.ProgrammingError:  # its message may quote the password
+            pytest.fail("the DSN that --postgres gives cannot be read", pytrace=False)
         except psycopg.Error as error:
             pytest.fail(_masked(f"the PostgreSQL that --postgres names refuses: {error}"), pytrace=False)
 

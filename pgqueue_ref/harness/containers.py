@@ -1,9 +1,10 @@
 """PostgreSQL in containers: the docker tier of `server.provision`, and an engine for it where none answers.
 
 `DockerServer` runs one container through testcontainers on the engine that answers (DOCKER_HOST, the current
-context or the default socket). `engine()` is for the container suites: it yields what the environment of their
-processes must have, and where no engine answers it installs and starts Debian's for as long as its block lasts.
-Nothing is left behind, also after a SIGKILL: a watchdog removes the container, and stops the engine.
+context or the default socket). `engine()` is for the container suites: it yields what the environment of
+their processes must have, and where no engine answers it installs and starts Debian's for as long as its
+block lasts. Nothing is left behind, also after a SIGKILL: a watchdog removes the container, and stops the
+engine.
 """
 
 # ruff: noqa: S603, S607 - starts apt-get and dockerd from the path, without a shell
@@ -47,8 +48,9 @@ if name and name[0]:
         docker.from_env().containers.get(name[0]).remove(force=True, v=True)
 """
 
-# Its input is the pid of dockerd, its arguments the directory and the link to remove. On SIGTERM dockerd stops
-# its containers and removes its pid file; processes and mounts below the directory are left only by a crash.
+# Its input is the pid of dockerd, its arguments the directory and the link to remove. On SIGTERM dockerd
+# stops its containers and removes its pid file; processes and mounts below the directory are left only by
+# a crash.
 _STOP_ENGINE = """
 while read -r line; do pid=$line; done
 kill -TERM "$pid" 2>/dev/null

@@ -1,9 +1,10 @@
 """Container images of PostgreSQL: the official one where a registry answers, else one made on this machine.
 
 Called by `tests/containers/run.py` before it runs the suites against each version. An image that is made here
-holds the embedded server's programs and what they need of this machine's Linux, is tagged `localtest/postgres:N`,
-never with the official name, and its entrypoint behaves like the official image's: POSTGRES_USER, _PASSWORD and
-_DB, initdb into an empty PGDATA, a first start without TCP, server settings as arguments (`-c name=value`).
+holds the embedded server's programs and what they need of this machine's Linux, is tagged
+`localtest/postgres:N`, never with the official name, and its entrypoint behaves like the official image's:
+POSTGRES_USER, _PASSWORD and _DB, initdb into an empty PGDATA, a first start without TCP, server settings
+as arguments (`-c name=value`).
 """
 
 # ruff: noqa: S603 - asks ldd, found on the path, which libraries the server's own programs need

@@ -227,8 +227,16 @@ class GivenServer(Server):
             parameters = conninfo_to_dict(re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn))
         except psycopg.ProgrammingError:
             parameters = {}
-        if not parameters:  # libpq's message would quote parts of it, so its error is not chained either
-            raise ProvisionError("the PostgreSQL DSN cannot be read; use postgresql://user:password@host/db")
+        # libpq's message would quote parts of it, so its error is not chained either. An unquoted @ or / in the
+        # password ends it: the rest would be taken for the host or the port.
+        if (
+            not parameters
+            or "@" in str(parameters.get("host"))
+            or not re.fullmatch(r"[\d,]*", str(parameters.get("port", "")))
+        ):
+            raise ProvisionError(
+                "the PostgreSQL DSN cannot be read; use postgresql://user:password@host/db, percent-encode @ and /"
+            )
         self.settings = {}
         self.dsn = _url({key: str(value) for key, value in parameters.items() if value is not None})
         host, port = parameters.get("host", "its default host"), parameters.get("port", 5432)

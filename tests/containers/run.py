@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from docker.errors import DockerException
+from docker.errors import DockerException, NotFound
 
 from pgqueue_ref.harness.containers import RUN_LABEL, RUN_VARIABLE, address, engine
 from pgqueue_ref.harness.images import MADE_HERE, complaint, obtain
 from pgqueue_ref.harness.server import ProvisionError
 from pgqueue_ref.harness.watchdog import Watchdog
 
+Figure = dict[str, Any]  # name, value, unit, bound, ok
 TESTS = Path(__file__).parents[1]
 SUITES = ("conformance", "containers")
 VERSIONS = ("16", "18")
@@ -45,9 +46,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="containers", description=__doc__.splitlines()[0])
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & has it ignored; suites inherit
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("containers: stopped by SIGTERM"))
     servers: dict[str, str] = {}
-    figures: list[dict[str, Any]] = []
+    figures: list[Figure] = []
     try:
         with engine() as environment, guarded() as watchdog:
             run(environment, watchdog, servers, figures)
@@ -81,33 +83,39 @@ def guarded() -> Iterator[Watchdog]:
         watchdog.close()
 
 
-def run(
-    environment: dict[str, str], watchdog: Watchdog, servers: dict[str, str], figures: list[dict[str, Any]]
-) -> None:
+def run(environment: dict[str, str], watchdog: Watchdog, servers: dict[str, str], figures: list[Figure]) -> None:
     """Run every suite on every version; fills `servers` and `figures` as it goes."""
-    label = secrets.token_hex(8)
+    label, left = secrets.token_hex(8), 0
     where = environment.get("DOCKER_HOST", address())
     with contextlib.closing(docker.DockerClient(where)) as client:
         print(f"Docker {client.version()['Version']} at {where}{' (started here)' if environment else ''}")
         for major in VERSIONS:
             image, what = obtain(client, major)
-            version = client.containers.run(image, "--version", entrypoint="postgres", remove=True)
-            servers[major] = f"{version.decode().strip()} from {what}"
-            print(f"PostgreSQL {major}: {servers[major]}", flush=True)
+            servers[major] = what
+            print(f"PostgreSQL {major}: {what}", flush=True)
             try:
                 for suite in SUITES:
-                    figures += run_suite(suite, image, environment | {RUN_VARIABLE: label}, watchdog)
+                    rows, server = run_suite(suite, image, environment | {RUN_VARIABLE: label}, watchdog)
+                    figures += rows
+                    servers[major] = f"{server}: {what}" if server else servers[major]
             finally:
+                left += sweep(client, label)
                 if image.startswith(MADE_HERE):
                     client.images.remove(image, force=True)
-        left = client.containers.list(all=True, filters={"label": f"{RUN_LABEL}={label}"})
-        for container in left:
+        figures.append(figure("containers that a suite left behind", left, "containers", "= 0", ok=not left))
+
+
+def sweep(client: docker.DockerClient, label: str) -> int:
+    """Remove what a suite has left; how many containers."""
+    containers = client.containers.list(all=True, filters={"label": f"{RUN_LABEL}={label}"}, ignore_removed=True)
+    for container in containers:
+        with contextlib.suppress(NotFound):  # its own watchdog was quicker
             container.remove(force=True, v=True)
-        figures.append(figure("containers that a suite left behind", len(left), "containers", "= 0", ok=not left))
+    return len(containers)
 
 
-def run_suite(suite: str, image: str, environment: dict[str, str], watchdog: Watchdog) -> list[dict[str, Any]]:
-    """Run one suite in a process of its own and read its result file."""
+def run_suite(suite: str, image: str, environment: dict[str, str], watchdog: Watchdog) -> tuple[list[Figure], str]:
+    """Run one suite in a process of its own; its figures, and what the server called itself if it said so."""
     with tempfile.TemporaryDirectory(prefix="pgq-") as scratch:
         results = Path(scratch, "results.xml")
         code = wait([sys.executable, "-m", "pytest", "-q", str(TESTS / suite),
@@ -119,10 +127,12 @@ def run_suite(suite: str, image: str, environment: dict[str, str], watchdog: Wat
     ran = counts["tests"] - counts["skipped"]
     bad = counts["failures"] + counts["errors"]
     name = f"{suite} on {image}"
-    return [
+    said = root.find(".//property[@name='server']") if root is not None else None
+    rows = [
         figure(f"{name}: run", ran, "tests", "> 0", ok=ran > 0),
         figure(f"{name}: not passed (pytest exit code {code})", bad, "tests", "= 0", ok=bad == 0 and code == 0),
     ]
+    return rows, said.get("value", "") if said is not None else ""
 
 
 def wait(command: list[str], environment: dict[str, str], watchdog: Watchdog) -> int:
@@ -146,7 +156,7 @@ def wait(command: list[str], environment: dict[str, str], watchdog: Watchdog) ->
         watchdog.tell("")
 
 
-def figure(name: str, value: float, unit: str, bound: str, *, ok: bool) -> dict[str, Any]:
+def figure(name: str, value: float, unit: str, bound: str, *, ok: bool) -> Figure:
     return {"name": name, "value": value, "unit": unit, "bound": bound, "ok": ok}
 
 

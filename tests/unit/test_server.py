@@ -107,6 +107,8 @@ def test_a_dsn_that_refuses_the_connection_fails_in_one_line() -> None:
     "spec",
     [
         f"postgresql://u:{SECRET}@h:1/x?{SECRET}=1",
+        f"postgresql://u:pass@{SECRET}@h/x",
+        f"postgresql://u:{SECRET}/{SECRET}@h/x",
         f"host=h password='{SECRET}",
         f"postgresl://u:{SECRET}@h/x",
         f"mysql:{SECRET}",
