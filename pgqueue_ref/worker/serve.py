@@ -67,7 +67,7 @@ def load(app: str) -> Kinds:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise QueueError(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
     try:
         kinds = getattr(module, attribute)

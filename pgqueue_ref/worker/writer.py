@@ -3,6 +3,7 @@ again after a break does no harm, and a lost lease shows as a stale answer."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -25,6 +26,8 @@ log = logging.getLogger("pgqueue_ref.worker")
 
 # Errors that pass: the same batch is written again later. Any other is about a row in it.
 PASSING = (DatabaseUnavailable, SchemaMissing)
+# SQLSTATE classes: a server that only reads (after a failover), deadlocks, no disk or memory left, operators at work.
+PASSING_STATES = ("25", "40", "53", "55", "57")
 WAITED = (LockTimeout, StatementTimeout)  # somebody's transaction holds a row, or the table
 SEARCHES = 12  # halvings in search of a locked row among 500, before the whole table is taken for locked
 
@@ -82,7 +85,7 @@ class Writer:
             attempts = todo.pop()
             try:
                 (answer,) = await self._link.run(_operation(attempts))
-            except PASSING:
+            except asyncio.CancelledError:  # at the end of a stop's patience, which counts what is left
                 self.buffer[:0] = attempts + [attempt for more in todo for attempt in more]
                 raise
             except WAITED as error:
@@ -95,6 +98,9 @@ class Writer:
                     self.buffer[:0] = [attempt for more in todo for attempt in more]
                     raise
             except QueueError as error:
+                if _passes(error):
+                    self.buffer[:0] = attempts + [attempt for more in todo for attempt in more]
+                    raise
                 if len(attempts) > 1:  # a row that the server refuses must not hold up the others
                     todo += [attempts[: len(attempts) // 2], attempts[len(attempts) // 2 :]]
                     continue
@@ -155,6 +161,10 @@ class Writer:
         for attempt in lost:
             self._lost(attempt, "it is stopped")
         return lost
+
+
+def _passes(error: QueueError) -> bool:
+    return isinstance(error, PASSING) or (getattr(error.__cause__, "sqlstate", None) or "").startswith(PASSING_STATES)
 
 
 def _apart(attempt: Attempt) -> float | int | None:
