@@ -74,9 +74,18 @@ CREATE TABLE IF NOT EXISTS pgqueue_queues (
 )""")
     op.execute("""
 CREATE OR REPLACE FUNCTION pgqueue_notify() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    due text;
+    sleepers bigint;
 BEGIN
-    PERFORM pg_notify('pgqueue:' || TG_TABLE_SCHEMA, due.queue)
-    FROM (SELECT DISTINCT queue FROM pushed WHERE status = 'pending' AND run_at <= now()) AS due;
+    FOR due IN SELECT DISTINCT queue FROM pushed WHERE status = 'pending' AND run_at <= now() LOOP
+        sleepers := hashtextextended('pgqueue:asleep:' || TG_TABLE_SCHEMA || ':' || due, 0);
+        IF pg_try_advisory_lock(sleepers) THEN
+            PERFORM pg_advisory_unlock(sleepers);
+        ELSE
+            PERFORM pg_notify('pgqueue:' || TG_TABLE_SCHEMA, due);
+        END IF;
+    END LOOP;
     RETURN NULL;
 END $$""")
     op.execute("""

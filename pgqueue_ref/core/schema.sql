@@ -64,12 +64,22 @@ CREATE TABLE IF NOT EXISTS pgqueue_queues (
     paused_at timestamptz NOT NULL DEFAULT now()
 );
 
--- Wake-up: one NOTIFY per statement and queue with due jobs, on channel `pgqueue:SCHEMA` with the queue's name.
--- PostgreSQL folds equal ones within a transaction. A hint only: polling is what correctness rests on.
+-- Wake-up: one NOTIFY per statement and queue with due jobs, on channel `pgqueue:SCHEMA` with the queue's name, and only
+-- while some worker sleeps: that worker holds the shared lock that is tried here (worker/bell.py). Always notifying would
+-- let one transaction commit at a time. A hint only: polling is what correctness rests on.
 CREATE OR REPLACE FUNCTION pgqueue_notify() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    due text;
+    sleepers bigint;
 BEGIN
-    PERFORM pg_notify('pgqueue:' || TG_TABLE_SCHEMA, due.queue)
-    FROM (SELECT DISTINCT queue FROM pushed WHERE status = 'pending' AND run_at <= now()) AS due;
+    FOR due IN SELECT DISTINCT queue FROM pushed WHERE status = 'pending' AND run_at <= now() LOOP
+        sleepers := hashtextextended('pgqueue:asleep:' || TG_TABLE_SCHEMA || ':' || due, 0);
+        IF pg_try_advisory_lock(sleepers) THEN
+            PERFORM pg_advisory_unlock(sleepers);
+        ELSE
+            PERFORM pg_notify('pgqueue:' || TG_TABLE_SCHEMA, due);
+        END IF;
+    END LOOP;
     RETURN NULL;
 END $$;
 

@@ -23,7 +23,6 @@ from types import TracebackType
 from typing import Any
 
 import psycopg
-from psycopg.sql import SQL, Identifier
 
 from pgqueue_ref.core import (
     Chores,
@@ -35,12 +34,12 @@ from pgqueue_ref.core import (
     QueueError,
     Seconds,
     Want,
-    connect_async,
     seconds,
 )
 from pgqueue_ref.core import operations as op
 from pgqueue_ref.core.jobs import text, whole
 
+from .bell import Bell
 from .kinds import Kind, Kinds
 from .link import Link, Patience
 from .slots import Attempt, Ending, Slots
@@ -53,6 +52,9 @@ LINGER = 0.005  # seconds an ending waits for company while other attempts run
 LOOK_SHARE = 0.05  # of the time at most goes into claims from the head of the order (docs/adr/0003)
 CHORE_INTERVAL = 5.0  # seconds between two questions for maintenance
 CHORE_BATCHES = 20  # of one kind of maintenance in a row: the other kinds want their turn
+AWAKE = 0.03  # seconds after the last find during which a worker looks again after a nap, and pushes need not notify
+NAP = 0.001
+LATE_LOOKS = (0.01, 0.05, 0.25)  # seconds after it lay down, for pushes that were committing just then
 # The plan of a prepared statement outlives the empty table it was made for; these keep it on the indexes.
 PLANNER = "-c enable_seqscan=off -c enable_bitmapscan=off -c jit=off"
 WRITER = "-c lock_timeout=2s"  # a row that somebody else's transaction holds must not stop the other endings
@@ -89,7 +91,7 @@ class Worker:
             raise InvalidJob("a worker needs a queue, and a poll_interval and lease above 0")
         self.counts = Counts()
         self.connections = 3 if listen else 2
-        self._dsn, self._listens = dsn, listen
+        self._bell = Bell(dsn, self.queues, self._rung) if listen else None
         options = PLANNER if listen else ""
         self._claims = Link(dsn, prepare=listen, application_name="pgqueue_ref:claim", options=options)
         self._writes = Link(
@@ -100,6 +102,7 @@ class Worker:
         self._positions: dict[tuple[str, str], Position] = {}
         self._backlog = False  # the last claim found all it asked for
         self._full_look_at = self._chores_at = 0.0
+        self._found_at = float("-inf")
         self._chores: Chores | None = None
         self._turns = itertools.count()
         self._wake, self._news, self._hurry, self._idle = (asyncio.Event() for _ in range(4))
@@ -126,7 +129,7 @@ class Worker:
         self._chores_at = self._full_look_at = 0.0
         self._hurry.clear()
         loops = [self._claim_loop(), self._write_loop(), self._beat_loop()]
-        loops += [self._listen_loop()] if self._listens else []
+        loops += [self._bell_loop(self._bell)] if self._bell else []
         self._loops = [asyncio.create_task(loop) for loop in loops]
         for task in self._loops:
             task.add_done_callback(self._loop_ended)
@@ -211,6 +214,9 @@ class Worker:
         self._news.set()
         self._freed()
 
+    def _rung(self) -> None:
+        self._wake.set()
+
     def _freed(self) -> None:
         if self._backlog:
             self._wake.set()
@@ -252,6 +258,8 @@ class Worker:
             return self.poll_interval
         jobs: list[Job] = results[-1]
         self.counts.claimed += len(jobs)
+        if jobs:
+            self._found_at = now
         attempts = [Attempt(job, self.kinds[job.kind], began) for job in jobs]
         self._writer.held |= {attempt.key: attempt for attempt in attempts}
         self._slots.admit(attempts)
@@ -261,7 +269,7 @@ class Worker:
         if self._backlog:
             return 0.0 if self._slots.running < self.max_concurrent_jobs else self.poll_interval
         # Nothing more behind the positions. What lies before them (late commits, released jobs) is for a full look.
-        return self.poll_interval if full else max(0.0, self._full_look_at - now)
+        return self._rest(self.poll_interval if full else max(0.0, self._full_look_at - now))
 
     def _wants(self, full: bool) -> list[Want]:
         """What to ask for: free slots, shared out evenly over queues and kinds, in turns."""
@@ -372,25 +380,26 @@ class Worker:
 
     # -- wake-up ------------------------------------------------------------------------------------------------
 
-    async def _listen_loop(self) -> None:
+    async def _bell_loop(self, bell: Bell) -> None:
         patience = Patience()
         while True:
             try:
-                await self._listen(patience)
+                await bell.run(patience.reset)
             except (QueueError, psycopg.Error) as error:
                 await asyncio.sleep(self._complain("listening", error, patience))
 
-    async def _listen(self, patience: Patience) -> None:
-        connection = await connect_async(self._dsn, application_name="pgqueue_ref:listen")
-        async with connection:
-            row = await (await connection.execute("SELECT 'pgqueue:' || current_schema()")).fetchone()
-            await connection.execute(SQL("LISTEN {}").format(Identifier(str(row and row[0]))))
-            patience.reset()
-            self._wake.set()  # for what was pushed before this moment
-            async for notice in connection.notifies():
-                if notice.payload in self.queues:
-                    self._wake.set()
-        raise DatabaseUnavailable("the server closed the connection")
+    def _rest(self, delay: float) -> float:
+        """How long to wait after a look that found no backlog: a nap while jobs keep coming, then sleep by the bell."""
+        bell, now = self._bell, time.monotonic()
+        if bell is None:
+            return delay
+        if now - self._found_at < AWAKE:
+            return min(delay, NAP)
+        if bell.covered_since is None:
+            bell.cover()  # it rings when that is done
+            return delay
+        later = (bell.covered_since + late - now for late in LATE_LOOKS)
+        return min(delay, next((wait for wait in later if wait > 0), delay))
 
     def _complain(self, what: str, error: Exception, patience: Patience) -> float:
         """Log a break in one line; returns seconds to wait."""
