@@ -35,7 +35,6 @@ from pgqueue_ref.harness.server import ProvisionError, Server, provision
 
 HERE = Path(__file__).parent
 ROUNDS, QUICK_ROUNDS = 5, 3
-SLICES = 5  # of a push measurement, the queues in turns
 START_SECONDS, DRAIN_SECONDS, STOP_SECONDS = 30.0, 60.0, 5.0
 # Ours as a multiple of theirs: more than, at least.
 FASTER_THAN = ("procrastinate", "pgqueuer psycopg", "pgqueuer asyncpg", "chancy")
@@ -97,11 +96,12 @@ def payloads(count: int) -> list[Payload]:
     return [{"n": number} for number in range(count)]
 
 
-def pushing(peer: Peer, push: Callable[[list[Payload]], None], count: int) -> Measurement:
-    """In slices: the speed of a shared disk changes from one second to the next."""
+def pushing(peer: Peer, push: Callable[[list[Payload]], None], count: int, slices: int) -> Measurement:
+    """In slices: the speed of a shared disk or processor changes from one moment to the next."""
     jobs = payloads(count)
     peer.clear()
-    seconds, step = 0.0, -(-count // SLICES)
+    peer.settle()
+    seconds, step = 0.0, -(-count // slices)
     for start in range(0, count, step):
         yield
         part = jobs[start : start + step]
@@ -115,32 +115,36 @@ def pushing(peer: Peer, push: Callable[[list[Payload]], None], count: int) -> Me
 
 
 def push_one_by_one(peer: Peer) -> Measurement:
-    return (yield from pushing(peer, peer.push, peer.sizes.push))
+    """On one connection, each committed by itself."""
+    return (yield from pushing(peer, peer.push, peer.sizes.push, 40))
 
 
 def push_in_bulk(peer: Peer) -> Measurement:
-    return (yield from pushing(peer, peer.push_many, peer.sizes.push_many))
+    """In calls of some thousands."""
+    return (yield from pushing(peer, peer.push_many, peer.sizes.push_many, 6))
 
 
 def drain_with_one(peer: Peer) -> Measurement:
+    """With one worker process."""
     return (yield from drain(peer, 1))
 
 
 def drain_with_two(peer: Peer) -> Measurement:
+    """With two worker processes."""
     return (yield from drain(peer, 2))
 
 
 def drain(peer: Peer, processes: int) -> Measurement:
-    """With so many worker processes. The backlog is pushed before, the processes are started in its own turn."""
-    count = peer.sizes.drain
-    peer.clear()
-    peer.push_many(payloads(count))
+    """In one go: nothing of another queue runs meanwhile."""
     yield
+    count = peer.sizes.drain
     with tempfile.TemporaryDirectory(prefix="pgq-peers-") as scratch:
         gate = Gate(Path(scratch, "gate"))
         with workers(peer, processes, Path(scratch)) as alive:
-            until(lambda: gate.arrived() == processes, START_SECONDS, alive, "the workers did not start")
+            peer.clear()
+            peer.push_many(payloads(count))
             peer.settle()
+            until(lambda: gate.arrived() == processes, START_SECONDS, alive, "the workers did not start")
             gate.open()
             until(lambda: sum(gate.handled()) >= count, DRAIN_SECONDS, alive, "handlers did not run for all jobs")
             until(lambda: peer.counts().unfinished == 0, DRAIN_SECONDS, alive, "jobs were left unfinished")

@@ -40,7 +40,7 @@ class Peer(ABC):
     configuration: str
     sizes: ClassVar[Sizes]
     counting: ClassVar[str]  # SQL: one row, the fields of `Counts`
-    tables: ClassVar[str]  # what TRUNCATE empties
+    tables: ClassVar[str]  # what is emptied, with what refers to it
 
     def __init__(self, name: str, dsn: str) -> None:
         self.name, self.dsn = name, dsn
@@ -55,13 +55,12 @@ class Peer(ABC):
         self.admin.close()
 
     def clear(self) -> None:
-        """Empty the queue, and let no vacuum or checkpoint of what was before fall into the next measurement."""
-        self.admin.execute(f"TRUNCATE {self.tables}")
-        self.settle()
+        """Empty the queue."""
+        self.admin.execute(f"TRUNCATE {self.tables} CASCADE")
 
     def settle(self) -> None:
-        """What a backlog that has been lying around would have seen: vacuum, statistics, a checkpoint."""
-        self.admin.execute("VACUUM (ANALYZE)")
+        """Let no vacuum or checkpoint of what was before fall into the measurement, and the planner see what is."""
+        self.admin.execute(f"VACUUM (ANALYZE) {self.tables}")
         self.admin.execute("CHECKPOINT")
 
     def counts(self) -> Counts:

@@ -10,7 +10,7 @@ from gate import Gate
 
 from adapters.base import AsyncPeer, Payload, Sizes
 
-CONCURRENCY = 500
+CONCURRENCY = 2_000
 FLUSH = 0.1  # seconds
 CHUNK = 1_000
 
@@ -28,9 +28,9 @@ async def noop(n: int) -> None:  # noqa: ARG001, RUF100 - the payload's only fie
 
 class ChancyPeer(AsyncPeer):
     package = "chancy"
-    sizes = Sizes(push=1_000, push_many=5_000, drain=8_000)
+    sizes = Sizes(push=1_000, push_many=3_000, drain=16_000)
     configuration = (
-        f"push_many, batch_size={CHUNK:,}; AsyncExecutor, concurrency={CONCURRENCY}, eager_polling, "
+        f"push_many, batch_size={CHUNK:,}; AsyncExecutor, concurrency={CONCURRENCY:,}, eager_polling, "
         f"send_outgoing_interval={FLUSH:g}, LISTEN on, no default plugins, log level WARNING; finished rows stay"
     )
     tables = "chancy_jobs"

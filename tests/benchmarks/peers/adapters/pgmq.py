@@ -16,8 +16,8 @@ from pgmq.install import get_embedded_sql_version, install_pgmq_from_sql
 
 from adapters.base import Payload, Peer, Sizes
 
-BATCH = 500
-CHUNK = 5_000
+BATCH = 1_000
+CHUNK = 1_000
 LEASE = 60  # seconds, its visibility timeout
 
 
@@ -26,7 +26,7 @@ class Pgmq(Peer):
     sizes = Sizes(push=1_500, push_many=60_000, drain=60_000)
     configuration = (
         f"PGMQueue on one autocommit connection, SQL {get_embedded_sql_version()}; send_batch of {CHUNK:,}; "
-        f"loop of read({BATCH}) and delete_batch, vt={LEASE}"
+        f"loop of read({BATCH:,}) and delete_batch, vt={LEASE}"
     )
     tables = "pgmq.q_jobs"
     counting = "SELECT count(*), NULL FROM pgmq.q_jobs"

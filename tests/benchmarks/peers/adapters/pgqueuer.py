@@ -75,7 +75,7 @@ class Pgqueuer(AsyncPeer):
 
 class PgqueuerPsycopg(Pgqueuer):
     sizes = Sizes(push=1_500, push_many=40_000, drain=20_000)
-    batch = 500
+    batch = 100
 
     async def driver(self) -> Any:
         self.connection = await psycopg.AsyncConnection.connect(self.dsn, autocommit=True)
@@ -84,7 +84,7 @@ class PgqueuerPsycopg(Pgqueuer):
 
 class PgqueuerAsyncpg(Pgqueuer):
     sizes = Sizes(push=1_500, push_many=40_000, drain=25_000)
-    batch = 500
+    batch = 100
 
     async def driver(self) -> Any:
         self.connection = await asyncpg.connect(self.dsn)

@@ -9,19 +9,19 @@ from procrastinate import App, PsycopgConnector
 
 from adapters.base import AsyncPeer, Payload, Sizes
 
-CONCURRENCY = 30
-POOL = 10
-CHUNK = 1_000
+CONCURRENCY = 100
+POOL = 20
+CHUNK = 500
 
 
 class Procrastinate(AsyncPeer):
     package = "procrastinate"
-    sizes = Sizes(push=1_000, push_many=10_000, drain=2_000)
+    sizes = Sizes(push=1_000, push_many=6_000, drain=1_000)
     configuration = (
         f"PsycopgConnector, pool of {POOL}; batch_defer of {CHUNK:,}; "
         f"concurrency={CONCURRENCY}, delete_jobs='always', LISTEN on"
     )
-    tables = "procrastinate_jobs CASCADE"
+    tables = "procrastinate_jobs"
     counting = "SELECT count(*), NULL FROM procrastinate_jobs"
 
     def make_app(self) -> App:
