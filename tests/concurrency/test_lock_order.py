@@ -1,4 +1,4 @@
-"""Batches that overlap wait for each other in one order, whatever order they were given in and however they are planned.
+"""Batches that overlap wait for each other in one order, however they were given and however they are planned.
 
 Each test holds a row in the middle of both batches, so that the first batch stops half way. Were the second to lock
 from the other end, it would stop half way as well, and both would deadlock when the row is let go.
