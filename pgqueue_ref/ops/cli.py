@@ -156,6 +156,7 @@ def worker(
     poll_interval: Annotated[
         float, typer.Option(envvar="PGQUEUE_POLL_INTERVAL", help="Seconds between looks while nothing wakes it.")
     ] = 1.0,
+    lease: Annotated[float, typer.Option(help="Seconds after which a dead worker's jobs run elsewhere.")] = 60.0,
     grace: Annotated[float, typer.Option(help="Seconds that attempts may go on after SIGTERM.")] = 30.0,
     once: Annotated[bool, typer.Option("--once", help="Run what is due, then exit.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
@@ -178,6 +179,7 @@ def worker(
         queues=[queue.strip() for queue in worker_queues.split(",")],
         max_concurrent_jobs=max_concurrent_jobs,
         poll_interval=poll_interval,
+        lease=lease,
         grace=grace,
         once=once,
         listen=listen,

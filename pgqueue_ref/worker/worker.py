@@ -59,6 +59,8 @@ LATE_LOOKS = (0.01, 0.05, 0.25)  # seconds after it lay down, for pushes that we
 PLANNER = "-c enable_seqscan=off -c enable_bitmapscan=off -c jit=off"
 WRITER = "-c lock_timeout=2s"  # a row that somebody else's transaction holds must not stop the other endings
 
+Place = tuple[str, str]  # a queue and a kind
+
 
 class Worker:
     """One asyncio worker. Holds three connections, two with `listen` off, whatever its concurrency.
@@ -99,8 +101,10 @@ class Worker:
         )
         self._writer = Writer(self._writes, self.name, self.counts)
         self._slots = Slots(self.name, self._ended, self._freed)
-        self._positions: dict[tuple[str, str], Position] = {}
-        self._backlog = False  # the last claim found all it asked for
+        self._positions: dict[Place, Position] = {}
+        self._open: set[Place] = set()  # where there may be jobs: not asked yet, or the last claim had all it asked for
+        self._unseen: set[Place] = set()  # not asked since the last full look began
+        self._shallow = False  # a claim from behind a position came short: only a full look knows
         self._full_look_at = self._chores_at = 0.0
         self._found_at = float("-inf")
         self._chores: Chores | None = None
@@ -123,8 +127,12 @@ class Worker:
         """Connect and claim. Raises what is wrong with the database now; what breaks later is waited out."""
         if self._loops:
             return
-        await self._claims.run(op.chores())  # says so when the schema is missing
-        await self._writes.open()
+        try:
+            await self._claims.run(op.chores())  # says so when the schema is missing
+            await self._writes.open()
+        except QueueError:
+            await self.close()
+            raise
         self._claiming, self._closing = True, False
         self._chores_at = self._full_look_at = 0.0
         self._hurry.clear()
@@ -139,14 +147,14 @@ class Worker:
     async def stop(self) -> bool:
         """Claim no more, let attempts end within the grace period, put the rest back unspent, write, disconnect.
 
-        Returns whether all attempts ended by themselves and were written. `resume` starts again.
+        Returns whether all endings were written, so that no job is left running here. `resume` starts again.
         """
         if not self._loops:
             return True
         claim, write, *others = self._loops
         self._claiming = False
         self._wake.set()
-        await asyncio.wait([claim])
+        await self._last_claim(claim)
         for attempt in self._slots.not_begun():
             self._slots.end(attempt, Ending.RELEASE)
         deadline = time.monotonic() + self.grace
@@ -163,7 +171,7 @@ class Worker:
         await asyncio.wait(others)
         self._loops = []
         await self.close()
-        return written and not late
+        return written
 
     def _loop_ended(self, task: asyncio.Task[None]) -> None:
         """A loop that dies of something nobody foresaw must not leave half a worker behind."""
@@ -182,7 +190,8 @@ class Worker:
         """
         before = self.counts.copy()
         self._chores_at = self._full_look_at = 0.0
-        await self._look(ask=True)
+        while await self._look(ask=True) == 0.0 and not self._writer.held:
+            pass  # fewer slots than kinds: on to the next ones
         await self._do_chores()
         while self._writer.held:
             if not self._writer.buffer:
@@ -195,6 +204,15 @@ class Worker:
         """Drop the connections; they come back when needed."""
         await self._claims.close()
         await self._writes.close()
+
+    async def _last_claim(self, claim: asyncio.Task[None]) -> None:
+        """Let a claim under way arrive: what it takes would otherwise stay running until the leases end."""
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait([claim, hurry], return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not claim.done():
+            claim.cancel()
+            await asyncio.wait([claim])
 
     async def _last_words(self, write: asyncio.Task[None], patience: float) -> bool:
         """Let the write loop empty the buffer and end."""
@@ -215,10 +233,11 @@ class Worker:
         self._freed()
 
     def _rung(self) -> None:
+        self._open = self._places()
         self._wake.set()
 
     def _freed(self) -> None:
-        if self._backlog:
+        if self._open:
             self._wake.set()
         if not self._slots.running:
             self._idle.set()
@@ -236,48 +255,77 @@ class Worker:
                 delay = self._complain("claim", error, patience)
             if delay:
                 await first(delay, self._wake)
+                if not self._wake.is_set():
+                    self._open = self._places()
             else:
                 await asyncio.sleep(0)  # let the slots begin
+
+    def _places(self) -> set[Place]:
+        return {(queue, kind.name) for queue in self.queues for kind in self.kinds}
 
     async def _look(self, *, ask: bool = False) -> float:
         """Claim once; when it is time, ask for chores in the same transaction. Returns seconds until the next."""
         began = time.monotonic()
         full = began >= self._full_look_at
-        wants = self._wants(full)
+        if full:
+            self._open, self._unseen, self._shallow = self._places(), self._places(), False
+        wants = self._wants()
         ask = ask or began >= self._chores_at
         operations: list[Operation[Any]] = [op.chores()] if ask else []
         if wants:
             operations.append(op.claim(wants, worker=self.name, lease=self.lease))
+        self._open -= {(want.queue, want.kind) for want in wants}  # now: the bell may open them while we wait
         results = await self._claims.run(*operations) if operations else []
         now = time.monotonic()
         if ask:
             self._chores_at = now + CHORE_INTERVAL
             self._chores = results[0]
             self._news.set()
-        if not wants:
+        if full:
+            self._full_look_at = now + min(self.poll_interval, (now - began) * (1 / LOOK_SHARE - 1))
+        if wants:
+            self._admit(wants, results[-1], began)
+        if self._slots.running >= self.max_concurrent_jobs:
+            self._open = self._places()  # nobody tells what comes meanwhile: the first free slot looks everywhere
             return self.poll_interval
-        jobs: list[Job] = results[-1]
+        if wants and self._open:
+            return 0.0
+        # Nothing more behind the positions. What lies before them (late commits, released jobs) is for a full look.
+        return self._rest(max(0.0, self._full_look_at - now) if self._shallow else self.poll_interval)
+
+    def _admit(self, wants: list[Want], jobs: list[Job], began: float) -> None:
+        """Run what was claimed; note where each place's claim got to, and which had all that was asked for."""
         self.counts.claimed += len(jobs)
         if jobs:
-            self._found_at = now
+            self._found_at = time.monotonic()
         attempts = [Attempt(job, self.kinds[job.kind], began) for job in jobs]
         self._writer.held |= {attempt.key: attempt for attempt in attempts}
         self._slots.admit(attempts)
-        self._remember(wants, jobs)
-        if full:
-            self._full_look_at = now + min(self.poll_interval, (now - began) * (1 / LOOK_SHARE - 1))
-        if self._backlog:
-            return 0.0 if self._slots.running < self.max_concurrent_jobs else self.poll_interval
-        # Nothing more behind the positions. What lies before them (late commits, released jobs) is for a full look.
-        return self._rest(self.poll_interval if full else max(0.0, self._full_look_at - now))
+        found: dict[Place, int] = {}
+        for job in jobs:  # in claim order, so that the last of a place stays
+            place = job.queue, job.kind
+            found[place] = found.get(place, 0) + 1
+            self._positions[place] = Position(job.priority, job.run_at, job.id)
+        for want in wants:
+            place = want.queue, want.kind
+            self._unseen.discard(place)
+            if found.get(place) == want.slots:
+                self._open.add(place)
+            else:
+                self._shallow |= want.after is not None
 
-    def _wants(self, full: bool) -> list[Want]:
-        """What to ask for: free slots, shared out evenly over queues and kinds, in turns."""
+    def _wants(self) -> list[Want]:
+        """What to ask for: free slots, shared out evenly over the open places, in turns."""
         if len(self._writer.buffer) >= max(2 * BATCH, self.max_concurrent_jobs):
             return []  # endings pile up: claim no more than can be written
         room = min(self.max_concurrent_jobs - self._slots.running, BATCH)
         free = {kind.name: self._free(kind) for kind in self.kinds}
-        places = [(queue, kind) for kind in self.kinds for queue in self.queues if free[kind.name]]
+        places = [
+            (queue, kind)
+            for kind in self.kinds
+            for queue in self.queues
+            if free[kind.name] and (queue, kind.name) in self._open
+        ]
         turn = next(self._turns) % len(places) if places else 0
         wants: list[Want] = []
         for index, (queue, kind) in enumerate(places[turn:] + places[:turn]):
@@ -286,7 +334,8 @@ class Worker:
             if slots > 0:
                 room -= slots
                 free[kind.name] -= slots
-                after = None if full else self._positions.get((queue, kind.name))
+                place = queue, kind.name
+                after = None if place in self._unseen else self._positions.get(place)
                 wants.append(Want(kind.name, slots, queue, kind.max_attempts, after))
         return wants
 
@@ -297,15 +346,6 @@ class Worker:
         except Exception:
             log.exception("concurrency of kind %s could not be asked", kind.name, extra={"worker": self.name})
             return 0
-
-    def _remember(self, wants: list[Want], jobs: list[Job]) -> None:
-        """Where the claim got to in each place, and whether any had as much as was asked for."""
-        found: dict[tuple[str, str], int] = {}
-        for job in jobs:  # in claim order, so that the last of a place stays
-            place = job.queue, job.kind
-            found[place] = found.get(place, 0) + 1
-            self._positions[place] = Position(job.priority, job.run_at, job.id)
-        self._backlog = any(found.get((want.queue, want.kind)) == want.slots for want in wants)
 
     # -- write --------------------------------------------------------------------------------------------------
 

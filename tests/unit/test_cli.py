@@ -184,11 +184,11 @@ def test_the_worker_command_gives_every_option_to_serve(monkeypatch: pytest.Monk
         return 3
 
     monkeypatch.setattr("pgqueue_ref.worker.serve", record)
-    arguments = "--app m:k --queues a,b --max-concurrent-jobs 7 --poll-interval 2 --grace 3 --processes 4 --name me"
-    code = cli.run(["worker", "--once", "--no-listen", *arguments.split()])
+    arguments = "--app m:k --queues a,b --max-concurrent-jobs 7 --poll-interval 2 --lease 9 --grace 3 --name me"
+    code = cli.run(["worker", "--once", "--no-listen", "--processes", "4", *arguments.split()])
     assert code == 3
     assert given == {
-        "app": "m:k", "queues": ["a", "b"], "max_concurrent_jobs": 7, "poll_interval": 2.0, "grace": 3.0,
+        "app": "m:k", "queues": ["a", "b"], "max_concurrent_jobs": 7, "poll_interval": 2.0, "lease": 9.0, "grace": 3.0,
         "once": True, "processes": 4, "listen": False, "name": "me",
     }  # fmt: skip
     assert given.keys() <= set(serve.__kwdefaults__) | {"app"}
