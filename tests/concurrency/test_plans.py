@@ -1,0 +1,216 @@
+"""EXPLAIN guards: on 1,400,000 rows every hot statement uses its index and touches a bounded number of pages.
+
+Each statement is planned twice: for the values given, as its first executions are, and as the generic plan that a
+prepared statement may settle on. Both run for real, in a transaction that is rolled back. The bounds are several times
+what was measured; a plan that reads the table or sorts it breaks them a hundredfold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.conninfo import make_conninfo
+
+from pgqueue_ref.harness.server import provision
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Connection = psycopg.Connection[Any]
+pytestmark = pytest.mark.xdist_group("plans")  # the rows are built once in each process that needs them
+
+# Built without indexes, which are made afterwards: half the time.
+ROWS = """
+INSERT INTO pgqueue_jobs (kind, queue, status, external_key, run_at, finished_at, delete_after, attempt, max_attempts, payload)
+SELECT 'k' || n % 5, 'q' || n % 2, (ARRAY['succeeded', 'succeeded', 'succeeded', 'cancelled', 'failed'])[1 + n % 5],
+       'done-' || n, now() - interval '1 day', now() - n * interval '1 second',
+       CASE WHEN n % 5 < 4 THEN now() + n * interval '1 second' - interval '2000 seconds' END, 1, 10, '{"n": 1}'
+FROM generate_series(1, 1000000) AS n;
+INSERT INTO pgqueue_jobs (kind, queue, external_key, priority, run_at, expires_at, payload)
+SELECT 'k' || n % 5, 'q' || n % 2, 'due-' || n, n % 3, now() - n * interval '1 millisecond',
+       CASE WHEN n % 100 = 0 THEN now() + (n - 100000) * interval '1 second' END, '{"n": 1}'
+FROM generate_series(1, 200000) AS n;
+INSERT INTO pgqueue_jobs (kind, queue, external_key, priority, run_at, payload)
+SELECT 'k' || n % 5, CASE WHEN n % 4 = 0 THEN 'later' ELSE 'q' || n % 2 END, 'future-' || n, n % 4, now() + interval '1 day' + n * interval '1 second', '{"n": 1}'
+FROM generate_series(1, 200000) AS n;
+INSERT INTO pgqueue_jobs (kind, queue, status, attempt, max_attempts, lease_token, lease_expires_at, worker)
+SELECT 'k' || n % 5, 'q' || n % 2, 'running', 1, 10, 1, now() + (n - 200) * interval '1 minute', 'w'
+FROM generate_series(1, 1000) AS n;
+"""
+
+
+@pytest.fixture(scope="module", params=["server", "embedded:16"])
+def large(request: pytest.FixtureRequest, core: Any) -> Iterator[Connection]:
+    """A connection to a database with the rows above, analyzed: on the run's server, and on PostgreSQL 16."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "server":
+            clone, template = request.getfixturevalue("_clone"), request.getfixturevalue("_template")
+            dsn = make_conninfo(request.getfixturevalue("server").dsn, dbname=clone(template))
+        else:
+            dsn = stack.enter_context(provision(request.param)).dsn
+        connection = stack.enter_context(psycopg.connect(dsn, autocommit=True))
+        core.install(connection)
+        connection.execute("SET maintenance_work_mem = '256MB'; SET synchronous_commit = off")
+        indexes = "SELECT indexname FROM pg_indexes WHERE tablename = 'pgqueue_jobs' AND indexname NOT LIKE '%pkey'"
+        for (index,) in connection.execute(indexes).fetchall():
+            connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(index)))
+        connection.execute("ALTER TABLE pgqueue_jobs SET (autovacuum_enabled = off)")  # plans must not change meanwhile
+        connection.execute(ROWS)
+        core.install(connection)
+        connection.execute("VACUUM (ANALYZE) pgqueue_jobs")
+        yield connection
+
+
+class Plan(NamedTuple):
+    """What EXPLAIN (ANALYZE, BUFFERS) said."""
+
+    indexes: set[str]
+    scanned: set[str]  # tables read from end to end
+    buffers: int
+    text: str
+
+
+def explain(connection: Connection, statement: str, params: Mapping[str, Any], mode: str) -> Plan:
+    """Run a statement, prepared with the parameter types that psycopg would send, and roll back."""
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
+    numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement)
+    adapter = Transformer(connection)
+    types, given = [], []
+    for name in names:
+        dumper = None if params[name] is None else adapter.get_dumper(params[name], PyFormat.TEXT)
+        oid = dumper.upgrade(params[name], PyFormat.TEXT).oid if dumper else 0
+        types.append(
+            connection.execute("SELECT format_type(nullif(%s, 0)::oid, NULL)", [oid]).fetchone()[0] or "unknown"
+        )  # type: ignore[index]
+        given.append(sql.Literal(params[name]))
+    execute = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE guarded {}").format(
+        sql.SQL("({})").format(sql.SQL(", ").join(given)) if given else sql.SQL("")
+    )
+    with connection.transaction(force_rollback=True):
+        connection.execute("SELECT set_config('plan_cache_mode', %s, true)", [f"force_{mode}_plan"])
+        connection.execute(f"PREPARE guarded {'(' + ', '.join(types) + ')' if types else ''} AS {numbered}".encode())
+        root = connection.execute(execute).fetchone()[0][0]["Plan"]  # type: ignore[index]
+    connection.execute("DEALLOCATE ALL")
+    nodes = list(walk(root))
+    return Plan(
+        {node["Index Name"] for node in nodes if "Index Name" in node},
+        {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"},
+        root["Shared Hit Blocks"] + root["Shared Read Blocks"],
+        json.dumps(root, indent=1),
+    )
+
+
+def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", ()):
+        yield from walk(child)
+
+
+# -- the statements, as the operations send them ---------------------------------------------------------------
+
+
+def first(operation: Any) -> Any:
+    return next(operation)
+
+
+def claim(core: Any, wants: list[Any]) -> Any:
+    return first(core.operations.claim(wants, worker="w"))
+
+
+def held(core: Any, operation: str, db: Connection, jobs: int = 100, **options: Any) -> Any:
+    """A fenced batch; every third attempt is stale."""
+    rows = db.execute("SELECT id FROM pgqueue_jobs WHERE status = 'running' ORDER BY id LIMIT %s", [jobs]).fetchall()
+    attempts = [SimpleNamespace(id=row[0], lease_token=1 + (n % 3 == 0)) for n, row in enumerate(rows)]
+    if operation == "fail_many":
+        return first(core.operations.fail_many(core.Failure(attempt, "no", 5) for attempt in attempts))
+    return first(getattr(core.operations, operation)(attempts, **options))
+
+
+def rescue(core: Any, db: Connection) -> Any:
+    """The second statement: the change of the candidates that the first one found."""
+    operation = core.operations.rescue()
+    lost = next(operation)
+    return operation.send(core.run(db, once(lost)))
+
+
+def once(statement: Any) -> Any:
+    return (yield statement)
+
+
+def keys(core: Any, count: int) -> list[Any]:
+    return [core.NewJob(f"k{n % 5}", key=f"done-{n}" if n % 2 else f"new-{n}") for n in range(1, count + 1)]
+
+
+def find_keys(core: Any, count: int) -> Any:
+    jobs = keys(core, count)
+    params = {"kind": [job.kind for job in jobs], "key": [job.key for job in jobs]}
+    return core.Statement(core.operations.sql.FIND_KEYS, params)
+
+
+def count_active(core: Any, limit: int, queue: str = "q0") -> Any:
+    return core.Statement(core.operations.sql.COUNT_ACTIVE, {"queue": queue, "limit": limit})
+
+
+CLAIM, ACTIVE, KEY, PRIMARY = "pgqueue_jobs_claim", "pgqueue_jobs_active", "pgqueue_jobs_key", "pgqueue_jobs_pkey"
+EXPIRY, CLEANUP = "pgqueue_jobs_expiry", "pgqueue_jobs_cleanup"
+# The statement, the indexes that it must use, and the pages that it may touch.
+GUARDS: dict[str, tuple[Callable[[Any, Connection], Any], set[str], int]] = {
+    "claim 1": (lambda core, db: claim(core, [core.Want("k0", 1, queue="q0")]), {CLAIM, PRIMARY}, 100),
+    "claim 100": (lambda core, db: claim(core, [core.Want("k0", 100, queue="q0")]), {CLAIM, PRIMARY}, 6_000),
+    "claim 100 of 10 wants": (
+        lambda core, db: claim(core, [core.Want(f"k{n % 5}", 10, queue=f"q{n % 2}") for n in range(10)]),
+        {CLAIM, PRIMARY},
+        6_000,
+    ),
+    "claim of an unknown kind": (lambda core, db: claim(core, [core.Want("nobody", 100)]), {CLAIM}, 30),
+    "claim where all is in the future": (
+        lambda core, db: claim(core, [core.Want("k0", 100, queue="later")]),
+        {CLAIM},
+        50,
+    ),
+    "rescue, candidates": (lambda core, db: first(core.operations.rescue()), {ACTIVE}, 400),
+    "rescue, change of 200": (rescue, {PRIMARY}, 12_000),
+    "chores": (lambda core, db: first(core.operations.chores()), {ACTIVE, EXPIRY, CLEANUP}, 400),
+    "expire 100": (lambda core, db: first(core.operations.expire(100)), {EXPIRY, PRIMARY}, 6_000),
+    "cleanup 100": (lambda core, db: first(core.operations.cleanup(100)), {CLEANUP, PRIMARY}, 3_000),
+    "find 1 key": (lambda core, db: find_keys(core, 1), {KEY}, 15),
+    "find 100 keys": (lambda core, db: find_keys(core, 100), {KEY}, 1_500),
+    "count active, limit 12": (lambda core, db: count_active(core, 12), {CLAIM, ACTIVE}, 400),
+    "count active, limit 1000": (lambda core, db: count_active(core, 1_000), {CLAIM, ACTIVE}, 400),
+    "count active of an empty queue": (lambda core, db: count_active(core, 12, "nobody"), {CLAIM, ACTIVE}, 30),
+    "heartbeat 100": (lambda core, db: held(core, "heartbeat_many", db), {PRIMARY}, 3_000),
+    "complete 100": (lambda core, db: held(core, "complete_many", db), {PRIMARY}, 5_000),
+    "complete 100, TTL 0": (lambda core, db: held(core, "complete_many", db, ttl=0), {PRIMARY}, 3_000),
+    "complete 2": (lambda core, db: held(core, "complete_many", db, 2), {PRIMARY}, 100),
+    "release 100": (lambda core, db: held(core, "release_many", db), {PRIMARY}, 5_000),
+    "fail 100": (lambda core, db: held(core, "fail_many", db), {PRIMARY}, 5_000),
+    "cancel": (lambda core, db: first(core.operations.cancel(1_200_000)), {PRIMARY}, 100),
+    "cancel by key": (lambda core, db: first(core.operations.cancel_key("k2", "due-77777")), {KEY, PRIMARY}, 100),
+    "retry": (lambda core, db: first(core.operations.retry(500_004)), {PRIMARY}, 100),
+    "retry 100 by kind": (
+        lambda core, db: first(core.operations.retry_many(kind="k4", limit=100)),
+        {"pgqueue_jobs_failed", PRIMARY},
+        6_000,
+    ),
+    "a page of purge": (lambda core, db: first(core.operations.purge(60, limit=100)), {PRIMARY}, 1_500),
+    "get": (lambda core, db: first(core.operations.get(700_000)), {PRIMARY}, 15),
+    "a page of the list": (lambda core, db: first(core.operations.list_jobs(after=900_000)), {PRIMARY}, 30),
+}
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_statement_uses_its_index_and_touches_few_pages(core, large, guard, mode):
+    statement, indexes, bound = GUARDS[guard]
+    plan = explain(large, *statement(core, large), mode)
+    assert "pgqueue_jobs" not in plan.scanned, plan.text
+    assert indexes <= plan.indexes, plan.text
+    assert plan.buffers <= bound, plan.text
