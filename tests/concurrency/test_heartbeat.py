@@ -30,4 +30,3 @@ def test_once_the_holder_commits_the_next_heartbeat_says_that_the_job_is_gone(co
     assert worker.heartbeat_many([job]) == []
     handler.commit()
     assert worker.heartbeat_many([job]) == [job]
-

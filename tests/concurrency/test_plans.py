@@ -29,7 +29,8 @@ pytestmark = pytest.mark.xdist_group("plans")  # the rows are built once in each
 
 # Built without indexes, which are made afterwards: half the time.
 ROWS = """
-INSERT INTO pgqueue_jobs (kind, queue, status, external_key, run_at, finished_at, delete_after, attempt, max_attempts, payload)
+INSERT INTO pgqueue_jobs (kind, queue, status, external_key, run_at, finished_at, delete_after, attempt, max_attempts,
+                          payload)
 SELECT 'k' || n % 5, 'q' || n % 2, (ARRAY['succeeded', 'succeeded', 'succeeded', 'cancelled', 'failed'])[1 + n % 5],
        'done-' || n, now() - interval '1 day', now() - n * interval '1 second',
        CASE WHEN n % 5 < 4 THEN now() + n * interval '1 second' - interval '2000 seconds' END, 1, 10, '{"n": 1}'
@@ -39,7 +40,8 @@ SELECT 'k' || n % 5, 'q' || n % 2, 'due-' || n, n % 3, now() - n * interval '1 m
        CASE WHEN n % 100 = 0 THEN now() + (n - 100000) * interval '1 second' END, '{"n": 1}'
 FROM generate_series(1, 200000) AS n;
 INSERT INTO pgqueue_jobs (kind, queue, external_key, priority, run_at, payload)
-SELECT 'k' || n % 5, CASE WHEN n % 4 = 0 THEN 'later' ELSE 'q' || n % 2 END, 'future-' || n, n % 4, now() + interval '1 day' + n * interval '1 second', '{"n": 1}'
+SELECT 'k' || n % 5, CASE WHEN n % 4 = 0 THEN 'later' ELSE 'q' || n % 2 END, 'future-' || n,
+       n % 4, now() + interval '1 day' + n * interval '1 second', '{"n": 1}'
 FROM generate_series(1, 200000) AS n;
 INSERT INTO pgqueue_jobs (kind, queue, status, attempt, max_attempts, lease_token, lease_expires_at, worker)
 SELECT 'k' || n % 5, 'q' || n % 2, 'running', 1, 10, 1, now() + (n - 200) * interval '1 minute', 'w'
