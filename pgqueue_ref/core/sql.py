@@ -133,16 +133,15 @@ RETURNING id, queue, kind, external_key, priority, attempt, max_attempts, run_at
 # `status || ''` hides the status from the planner, which would rather walk pgqueue_jobs_active and with it an entry for each
 # attempt that vacuum has not removed yet (18 us a job in the middle of a drain, not 3). IS TRUE keeps the IN a hashed
 # subplan: as a join the generic plan takes the arrays for ten elements and loops over them (14 ms for 500, not 0.7).
-# Rows are locked first, by id: the UPDATE alone locks as it scans, a large batch in the order of pages and a small one in
-# that of ids, and a worker's heartbeat and completion could deadlock. It costs 5 % with 20 jobs, nothing seen with 500.
 # Sent again after a lost answer, rows already finished no longer match and are reported stale: true, and harmless.
-_HELD = """
-WHERE id = ANY (ARRAY(
-    SELECT id FROM pgqueue_jobs
+_MATCH = """
     WHERE id = ANY (%(ids)s::bigint[]) AND status || '' = 'running'
       AND ((id, lease_token) IN (SELECT * FROM unnest(%(ids)s::bigint[], %(tokens)s::bigint[]))) IS TRUE
-    ORDER BY id FOR UPDATE))
 """
+
+# Rows are locked first, by id: the UPDATE alone locks as it scans, a large batch in the order of pages and a small one in
+# that of ids, and a worker's heartbeat and completion could deadlock. It costs 5 % with 20 jobs, nothing seen with 500.
+_HELD = f"WHERE id = ANY (ARRAY(SELECT id FROM pgqueue_jobs {_MATCH} ORDER BY id FOR UPDATE))"
 
 COMPLETE_DELETE = f"DELETE FROM pgqueue_jobs {_HELD} RETURNING id, lease_token"
 
@@ -183,8 +182,8 @@ SET status = 'pending', attempt = attempt - 1, lease_expires_at = NULL, worker =
 # its own transaction must not hold up the other heartbeats of its worker, and rescue skips such a row as well. What is
 # answered is what is held, locked or not.
 HEARTBEAT = f"""
-WITH held AS MATERIALIZED (SELECT id, lease_token FROM pgqueue_jobs {_HELD}),
-free AS MATERIALIZED (SELECT id FROM pgqueue_jobs {_HELD} ORDER BY id FOR UPDATE SKIP LOCKED),
+WITH held AS MATERIALIZED (SELECT id, lease_token FROM pgqueue_jobs {_MATCH}),
+free AS MATERIALIZED (SELECT id FROM pgqueue_jobs {_MATCH} ORDER BY id FOR UPDATE SKIP LOCKED),
 beat AS (
     UPDATE pgqueue_jobs SET lease_expires_at = now() + make_interval(secs => %(lease)s)
     WHERE id = ANY (ARRAY(SELECT id FROM free))
