@@ -199,6 +199,7 @@ def _supervise(app: str, settings: dict[str, Any], processes: int) -> int:
             child.join(0.1)
             if not child.is_alive() and not signals:
                 log.error("worker process %d ended with code %s, starting it again", number, child.exitcode)
+                del children[number]
                 time.sleep(1.0)
                 start(number)
     return max((1 if child.exitcode else 0 for child in children.values()), default=0)
