@@ -25,9 +25,8 @@ from pgqueue_ref.harness.server import provision
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Connection = psycopg.Connection[Any]
-pytestmark = pytest.mark.xdist_group("plans")  # the rows are built once in each process that needs them
 
-# Built without indexes, which are made afterwards: half the time.
+# Built without indexes, which are made afterwards: half the time. `--dist loadfile` has them built once for each server.
 ROWS = """
 INSERT INTO pgqueue_jobs (kind, queue, status, external_key, run_at, finished_at, delete_after, attempt, max_attempts,
                           payload)
