@@ -67,9 +67,10 @@ def push_many(connection: psycopg.Connection[Any], kind: str, payloads: Sequence
 
 
 def listen(dsn: str) -> None:
-    """Wait for a notification, claim, report, delete; for ever."""
+    """Wait for a notification, claim, report, delete; for ever. Pushes notify while somebody holds the lock."""
     with psycopg.connect(dsn, autocommit=True) as ear, psycopg.connect(dsn, autocommit=True) as hand:
         ear.execute('LISTEN "pgqueue:public"')
+        ear.execute("SELECT pg_advisory_lock_shared(hashtextextended('pgqueue:asleep:public:default', 0))")
         while True:
             while rows := hand.execute(CLAIM, {"kind": "pickup", "limit": 100}).fetchall():
                 for _, number in rows:

@@ -31,7 +31,7 @@ class Scale:
     many: int  # jobs of the memory benchmark; terminal rows of the back-pressure one
 
 
-FULL = Scale(5, 100_000, 1_000_000, 1_000, 8, 150, 2.5, 22.0, 1_000_000)
+FULL = Scale(5, 100_000, 1_000_000, 1_000, 8, 120, 2.5, 22.0, 1_000_000)
 QUICK = Scale(3, 30_000, 200_000, 400, 4, 60, 1.5, 8.0, 200_000)
 TINY = Scale(1, 1_500, 2_000, 5, 1, 3, 0.1, 1.5, 2_000)
 

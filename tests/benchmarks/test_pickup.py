@@ -21,6 +21,11 @@ from .workers import Reports, listener, worker
 
 RATE = 500  # jobs a second, steady
 POLL = 0.2  # seconds, without LISTEN
+# The lock that makes pushes notify (pgqueue_ref/worker/bell.py).
+ASLEEP = """
+SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
 class Side:
@@ -51,8 +56,18 @@ class Side:
         return latencies
 
     def settle(self) -> None:
-        """Wait until everything is completed: an idle worker is what comes next."""
-        while self.connection.execute("SELECT FROM pgqueue_jobs LIMIT 1").fetchone():
+        """Wait until everything is completed."""
+        self._until("SELECT WHERE NOT EXISTS (SELECT FROM pgqueue_jobs)")
+
+    def sleep(self) -> None:
+        """Wait until everything is completed and the worker has lain down: it is idle then."""
+        self.settle()
+        self._until(ASLEEP)
+
+    def _until(self, query: str) -> None:
+        deadline = time.monotonic() + 60
+        while self.connection.execute(query).fetchone() is None:
+            assert time.monotonic() < deadline, query
             time.sleep(0.001)
 
 
@@ -116,9 +131,9 @@ def test_an_idle_worker_with_listen_picks_up_at_once(
             bares.append([])
             for _ in range(bench.scale.pickups):
                 for side, samples in ((worker, mine[-1]), (by_hand, bares[-1])):
+                    side.sleep()
+                    time.sleep(random.uniform(0.001, 0.03))
                     samples.append(side.one())
-                    side.settle()
-                    time.sleep(random.uniform(0.002, 0.006))
 
         bench.rounds(turn)
     _figures(bench, "idle worker with LISTEN", mine, bares)

@@ -212,11 +212,11 @@ STATEMENTS: dict[str, tuple[Callable[[Queue], Statement], int, float, float]] = 
     "push with a key": (lambda queue: first_of(op.push("mail", PAYLOAD, key="photo-7")), 1, 680, 18.5),
     "push_many": (lambda queue: first_of(op.push_many([NewJob("mail", PAYLOAD)] * BATCH)), BATCH, 500, 7.9),
     "claim": (lambda queue: first_of(op.claim([Want("mail", BATCH)], worker="w")), BATCH, 520, 12.5),
-    "complete, deleted": (lambda queue: first_of(op.complete_many(claimed(queue), ttl=0)), BATCH, 65, 6.8),
-    "complete, kept": (lambda queue: first_of(op.complete_many(claimed(queue), ttl=60)), BATCH, 370, 12),
+    "complete, deleted": (lambda queue: first_of(op.complete_many(claimed(queue), ttl=0)), BATCH, 124, 11.6),
+    "complete, kept": (lambda queue: first_of(op.complete_many(claimed(queue), ttl=60)), BATCH, 428, 16.5),
     "heartbeat": (lambda queue: first_of(op.heartbeat_many(claimed(queue)[:50])), 50, 225, 18),
-    "release": (lambda queue: first_of(op.release_many(claimed(queue))), BATCH, 425, 13.1),
-    "fail": (lambda queue: first_of(op.fail_many([op.Failure(job, "no") for job in claimed(queue)])), BATCH, 435, 13.1),
+    "release": (lambda queue: first_of(op.release_many(claimed(queue))), BATCH, 485, 17.6),
+    "fail": (lambda queue: first_of(op.fail_many([op.Failure(job, "no") for job in claimed(queue)])), BATCH, 495, 17.6),
 }
 
 
