@@ -56,7 +56,8 @@ def main() -> int:
 
 def benchmark(options: argparse.Namespace, rest: list[str], result: Path) -> int:
     """Run pytest; its own table is silenced, since it knows neither counterparts nor bounds."""
-    command = [sys.executable, "-m", "pytest", str(HERE), "-v", "--no-header", "-p", "no:cacheprovider", "-o", "addopts=",
+    command = [sys.executable, "-m", "pytest", str(HERE), "-v", "--no-header", "-p", "no:cacheprovider",
+               "-o", "addopts=",
                # It warns when a test failed before its measurement, and would hide the failure as an error.
                "-W", "default::pytest_benchmark.logger.PytestBenchmarkWarning",
                "--benchmark-enable", "--benchmark-quiet", "--benchmark-columns=rounds",
