@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-PATH, SLOT = "PEERS_GATE", "PEERS_SLOT"  # environment of a worker
+PATH, SLOT, RUN = "PEERS_GATE", "PEERS_SLOT", "PEERS_RUN"  # environment of a worker; the last is the run's pid
 SLOTS = 8
 FIELDS = 3  # of a slot: has arrived, jobs handled, when the first was (nanoseconds)
 
@@ -34,8 +34,8 @@ class Gate:
 
     @classmethod
     def of_worker(cls) -> Gate:
-        """The gate that this process was started with; it ends when whoever started it is gone."""
-        _follow(os.getppid())
+        """The gate that this process was started with; the process ends when the run that started it is gone."""
+        _follow(int(os.environ[RUN]))
         return cls(Path(os.environ[PATH]), int(os.environ[SLOT]))
 
     def cross(self) -> None:

@@ -29,9 +29,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from adapters import OURS, PEERS, Counts, Peer, make
-from gate import PATH, SLOT, Gate
+from gate import PATH, RUN, SLOT, Gate
 
 from pgqueue_ref.harness.server import ProvisionError, Server, provision
+from pgqueue_ref.harness.watchdog import Watchdog
 
 HERE = Path(__file__).parent
 ROUNDS, QUICK_ROUNDS = 5, 3
@@ -61,7 +62,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("peers: stopped by SIGTERM"))
     began = time.monotonic()
     try:
-        with provision(options.postgres) as server:
+        with provision(options.postgres) as server, scratch_directory():
             shown = describe(server)
             print("\n".join(f"{name}: {value}" for name, value in shown.items()), flush=True)
             comparison = Comparison(server)
@@ -78,6 +79,19 @@ def main() -> int:
         print(f"MISSED {row['name']}: {row['value']} {row['unit']} ({row['bound']})")
     print("FAIL" if missed else "PASS")
     return 1 if missed else 0
+
+
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[None]:
+    """One directory for this process's temporary files; it goes however the process ends."""
+    directory = tempfile.mkdtemp(prefix="pgq-peers-")
+    watchdog = Watchdog(["/bin/sh", "-c", 'cat > /dev/null; rm -rf -- "$1"', "watchdog", directory])
+    tempfile.tempdir = directory
+    try:
+        yield
+    finally:
+        tempfile.tempdir = None
+        watchdog.close()
 
 
 def describe(server: Server) -> dict[str, str]:
@@ -168,7 +182,7 @@ def workers(peer: Peer, processes: int, scratch: Path) -> Iterator[Callable[[], 
     """Worker processes, ended at exit; yields what raises when one of them is not alive."""
     started: list[subprocess.Popen[bytes]] = []
     log = Path(scratch, "log")
-    environment = {**os.environ, "PGQUEUE_DATABASE_URL": peer.dsn, PATH: str(scratch / "gate")}
+    environment = {**os.environ, "PGQUEUE_DATABASE_URL": peer.dsn, PATH: str(scratch / "gate"), RUN: str(os.getpid())}
 
     def alive() -> None:
         if any(worker.poll() is not None for worker in started):
@@ -270,7 +284,9 @@ class Comparison:
         except Exception as error:  # noqa: BLE001 - whatever another queue raises is the reason for its missing row
             line = str(error).strip().splitlines()
             self.failed[name] = f"{type(error).__name__}: {line[0] if line else ''}"
-            self.peers.pop(name, None)
+            if peer := self.peers.pop(name, None):
+                with contextlib.suppress(Exception):
+                    peer.close()
             print(f"{name}: {self.failed[name]}", flush=True)
             return False
 
