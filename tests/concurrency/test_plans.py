@@ -26,7 +26,7 @@ from pgqueue_ref.harness.server import provision
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Connection = psycopg.Connection[Any]
 
-# Built without indexes, which are made afterwards: half the time. `--dist loadfile` has them built once for each server.
+# Indexes are made afterwards: half the time. With `--dist loadfile` all of it is built once for each server.
 ROWS = """
 INSERT INTO pgqueue_jobs (kind, queue, status, external_key, run_at, finished_at, delete_after, attempt, max_attempts,
                           payload)
