@@ -45,6 +45,7 @@ class Attempt:
     kind: Kind
     fresh: float  # when its lease was last known to begin, on this process's clock
     task: asyncio.Task[Any] | None = None
+    thread: asyncio.Future[Any] | None = None  # of a plain function, once it was started
     ending: Ending | None = None
     ignored: bool = False
     ttl: float | None = None
@@ -82,7 +83,13 @@ class Slots:
         if attempt.ending is not None:
             return
         attempt.ending = ending
-        attempt.kind.running -= 1
+        if attempt.thread is None or attempt.thread.done():
+            attempt.kind.running -= 1
+        else:  # the kind's slot stays taken until the thread is done
+            attempt.thread.add_done_callback(lambda thread: self._thread_ended(attempt.kind, thread))
+            job = attempt.job
+            words = "job %d (%s) attempt %d: its thread cannot be stopped; its outcome will be discarded"
+            log.warning(words, job.id, job.kind, job.attempt, extra=about(job, self._worker))
         self.running -= 1
         self._on_end(attempt)
 
@@ -148,19 +155,11 @@ class Slots:
                 task.uncancel()
 
     async def _in_thread(self, attempt: Attempt, limit: asyncio.Timeout | None) -> Any:
-        """Run a plain function in a thread. If it is given up, its slot stays taken until the thread is done."""
+        """Run a plain function in a thread. When it is given up the thread goes on; see `end`."""
         kind, job = attempt.kind, attempt.job
-        future = self._threads.submit(lambda: kind.handler(job))
-        try:
-            async with limit or contextlib.nullcontext():
-                return await asyncio.shield(future)
-        except BaseException:
-            if not future.done():
-                kind.running += 1  # beside the hold that ends with the attempt
-                future.add_done_callback(lambda done: self._thread_ended(kind, done))
-                words = "job %d (%s) attempt %d: its thread cannot be stopped; its outcome will be discarded"
-                log.warning(words, job.id, job.kind, job.attempt, extra=about(job, self._worker))
-            raise
+        attempt.thread = self._threads.submit(lambda: kind.handler(job))
+        async with limit or contextlib.nullcontext():
+            return await asyncio.shield(attempt.thread)
 
     def _thread_ended(self, kind: Kind, future: asyncio.Future[Any]) -> None:
         kind.running -= 1

@@ -41,6 +41,12 @@ async def work(job):
     await asyncio.sleep(job.payload)
     await record(job)
 
+@kinds.register("slow-once")
+async def slow_once(job):
+    if job.attempt == 1:
+        await asyncio.sleep(job.payload)
+    await record(job)
+
 @kinds.register("hang-once")
 async def hang_once(job):
     if job.attempt == 1:

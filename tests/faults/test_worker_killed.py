@@ -36,11 +36,14 @@ def test_a_job_that_always_kills_its_process_ends_failed_and_the_processes_are_s
     assert parent.ends() == 0
 
 
-def test_a_worker_stopped_past_its_lease_changes_nothing_when_it_goes_on(bench, launch) -> None:
-    bench.push("work", 100, payload=1.0)
-    frozen = launch(bench.dsn, "frozen", "--lease", "2")
+@pytest.mark.parametrize("told_by", ["its next heartbeat", "the refusal of its outcomes"])
+def test_a_worker_stopped_past_its_lease_changes_nothing_when_it_goes_on(told_by, bench, launch) -> None:
+    bench.push("slow-once", 100, payload=3.0)
+    frozen = launch(bench.dsn, "frozen", "--lease", "2" if told_by == "its next heartbeat" else "3600")
     until(lambda: bench.count("running") == 100, "all jobs are in flight")
     frozen.signal(signal.SIGSTOP)
+    if told_by != "its next heartbeat":  # the hour has passed
+        bench.query("UPDATE pgqueue_jobs SET lease_expires_at = now() - interval '1 s' RETURNING id")
     launch(bench.dsn, "other", "--lease", "60")
     until(lambda: bench.count("succeeded") == 100, "the other worker runs them")
     before = bench.query("SELECT * FROM pgqueue_jobs ORDER BY id")
@@ -49,6 +52,8 @@ def test_a_worker_stopped_past_its_lease_changes_nothing_when_it_goes_on(bench, 
     frozen.signal(signal.SIGTERM)
     assert frozen.ends() == 0
     assert (frozen.counts()["stale"], frozen.counts()["succeeded"]) == (100, 0)
+    if told_by != "its next heartbeat":
+        assert frozen.log().count("its outcome was refused") == 100
     assert bench.query("SELECT * FROM pgqueue_jobs ORDER BY id") == before
     assert bench.query("SELECT DISTINCT worker, attempt FROM pgqueue_jobs") == [("other", 2)]
     assert bench.most_effects_of_an_attempt() == 1
@@ -89,8 +94,10 @@ def test_attempts_that_outlast_the_grace_period_are_put_back_unspent(bench, laun
     assert bench.query("SELECT id, run_at FROM pgqueue_jobs ORDER BY id") == places
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("kind", ["hang-once", "stubborn"])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [("hang-once", signal.SIGTERM), ("hang-once", signal.SIGINT), ("stubborn", signal.SIGTERM)],
+)
 def test_a_second_signal_stops_at_once(kind, number, bench, launch) -> None:
     bench.push(kind, 3)
     worker = launch(bench.dsn, "w", "--grace", "3600")
