@@ -34,13 +34,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep pytest-benchmark's own result")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this document")
     options, rest = parser.parse_known_args()
-    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="pgq-bench-") as scratch:
         result = options.json or Path(scratch, "result.json")
         code = benchmark(options, rest, result)
         benchmarks = json.loads(result.read_text())["benchmarks"] if result.exists() else []
     figures = [figure for each in benchmarks for figure in each["extra_info"]["figures"]]
-    facts = about(benchmarks, load)
+    facts = about(benchmarks)
     print("\n".join(["", *facts, "", *aligned([COLUMNS, *map(row, figures)]), ""]))
     if options.summary:
         options.summary.write_text(json.dumps(summary(benchmarks, figures), indent=2) + "\n", encoding="utf-8")
@@ -66,13 +65,14 @@ def benchmark(options: argparse.Namespace, rest: list[str], result: Path) -> int
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
-def about(benchmarks: list[dict[str, Any]], load: float) -> list[str]:
+def about(benchmarks: list[dict[str, Any]]) -> list[str]:
     """What the figures were measured on, and how: a line each."""
     machine, versions = manifest.machine(), manifest.versions()
-    after, when = os.getloadavg()[0], datetime.datetime.now(datetime.UTC)
+    when = datetime.datetime.now(datetime.UTC)
+    loads = [each["extra_info"]["settings"]["load_average"] for each in benchmarks] or [0.0]
     lines = [
         f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB",
-        f"System: {machine['system']}; load average {load:.1f} before the run, {after:.1f} at its end",
+        f"System: {machine['system']}; load average when the benchmarks began: {min(loads):.1f} to {max(loads):.1f}",
         f"Versions: Python {versions['python']}, psycopg {versions['psycopg']}, libpq {versions['libpq']}",
         f"When: {when:%Y-%m-%d}, revision {(manifest.revision(ROOT) or {}).get('commit', 'unknown')[:10]}",
     ]

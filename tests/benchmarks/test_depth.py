@@ -85,7 +85,7 @@ def _measure(bench: Bench, dsn: str, mixes: dict[str, Mix], major: str) -> None:
     for name in deep:
         base = one if "one priority" in name else ten
         what = f"claim of {BATCH} p50, {name}, PostgreSQL {major}"
-        bench.figure(what, "ms", measured[name], measured[base], base, Bound(most=1.5))
+        bench.figure(what, "ms", measured[name], measured[base], base, Bound(most=1.5), one_priority=measured[one])
     for connection in connections:
         connection.close()
 
