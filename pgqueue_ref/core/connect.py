@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.sql import SQL, Identifier
 
 from .errors import InvalidJob, QueueError, translate
 from .jobs import text, whole
@@ -97,9 +98,8 @@ def install(connection: psycopg.Connection[Any], schema: str = "") -> None:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('pgqueue:install', 0))")
             if schema:
-                connection.execute(
-                    psycopg.sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(psycopg.sql.Identifier(schema))
-                )
+                connection.execute(SQL("CREATE SCHEMA IF NOT EXISTS {}").format(Identifier(schema)))
+                connection.execute(SQL("SET LOCAL search_path TO {}").format(Identifier(schema)))
             connection.execute(SCHEMA_SQL)
     except psycopg.Error as error:
         raise translate(error) from error

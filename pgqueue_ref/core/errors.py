@@ -65,7 +65,7 @@ class LockTimeout(QueueError):  # noqa: N818
 
 
 MISSING = "queue schema is missing or out of date: run `pgqueue-ref migrate` (or `python -m pgqueue_ref.core DSN`)"
-UNREACHABLE = "no connection to the database: check that it runs, and its address"
+UNREACHABLE = "connection failed or lost: check that the database runs, and its address"
 # By SQLSTATE: undefined table, column, function, schema; then timeouts; then values the server refused (class 22,
 # and check violation, program limit, too complex); then the ways a connection ends (class 08, 57P, and 53300).
 BY_STATE: dict[str, tuple[type[QueueError], str]] = {

@@ -18,6 +18,7 @@ DEFAULT_MAX_ATTEMPTS = 10
 DEFAULT_LEASE = 60.0  # seconds
 DEFAULT_TTL = 86_400.0  # seconds a succeeded or cancelled job stays to be looked at
 MAX_NAME, MAX_KEY, MAX_ERROR = 255, 1024, 10_000  # bytes; bytes (schema.sql says why); characters
+MAX_DEPTH = 200  # of a payload: Python reads about 990, less what is on the stack already
 MAX_SECONDS = 3_153_600_000.0  # a hundred years: far from where an interval overflows
 
 
@@ -57,6 +58,17 @@ def ellipsis(value: object) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
+def depth(value: Json) -> int:
+    """How deep lists and dicts are nested."""
+    deepest, todo = 0, [(value, 0)]
+    while todo:
+        item, level = todo.pop()
+        if isinstance(item, dict | list | tuple):
+            deepest = max(deepest, level + 1)
+            todo += [(inner, level + 1) for inner in (item.values() if isinstance(item, dict) else item)]
+    return deepest
+
+
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -68,6 +80,10 @@ def encode(value: Json, name: str) -> str:
             encoded.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidJob(f"{name} is not JSON: {str(error).splitlines()[0][:200]}") from error
+    if encoded.count("[") + encoded.count("{") > MAX_DEPTH and depth(value) > MAX_DEPTH:
+        raise InvalidJob(
+            f"{name} is nested more than {MAX_DEPTH} deep, which a worker may not be able to read; flatten it"
+        )
     # A backslash that is itself escaped may stand before u0000 quite legally.
     if "\\u0000" in encoded and "\\u0000" in encoded.replace("\\\\", ""):
         raise InvalidJob(f"{name} holds NUL (\\u0000), which PostgreSQL cannot store; remove or encode it")

@@ -87,12 +87,24 @@ def push(
     job = NewJob(kind, payload, **options)
     if max_in_flight is not None:
         return (yield from push_many([job], max_in_flight=max_in_flight))[0]
-    row = {name: values[0] if values else None for name, values in _columns([job]).items()}
-    row |= {"priority": job.priority, "delay": job.delay}
+    row = {
+        "queue": job.queue,
+        "kind": job.kind,
+        "key": job.key,
+        "priority": job.priority,
+        "payload": job.encoded,
+        "metadata": job.encoded_metadata or "{}",
+        "run_at": job.run_at,
+        "delay": job.delay,
+        "expires_at": job.expires_at,
+        "max_attempts": job.max_attempts,
+    }
     while True:
         rows = yield Statement(sql.PUSH, row)
         if rows:
             return Pushed(rows[0][0], created=True)
+        if job.key is None:
+            raise QueueError("the server inserted nothing: a trigger on pgqueue_jobs suppresses the row")
         rows = yield Statement(sql.FIND_KEYS, {"kind": [job.kind], "key": [job.key]})
         if rows:
             return Pushed(rows[0][0], created=False)
@@ -226,8 +238,27 @@ def claim(wants: Sequence[Want], *, worker: str, lease: Seconds = DEFAULT_LEASE)
             "lease": seconds(lease, "lease"),
         },
     )
-    jobs = [Job._make((*row[:-2], _loads(row[-2]), _loads(row[-1]))) for row in rows]
+    try:
+        jobs = [Job._make((*row[:-2], _loads(row[-2]), _loads(row[-1]))) for row in rows]
+    except (ValueError, RecursionError):
+        jobs = yield from _readable(rows)
     jobs.sort(key=lambda job: (-job.priority, job.run_at, job.id))  # RETURNING keeps no order
+    return jobs
+
+
+def _readable(rows: Rows) -> Operation[list[Job]]:
+    """The claimed jobs that Python can read; the others fail for good, or each claim would break on them.
+
+    jsonb takes what Python does not: nesting deeper than its stack, numbers of over 4,300 digits.
+    """
+    jobs, failures = [], []
+    for row in rows:
+        try:
+            jobs.append(Job._make((*row[:-2], _loads(row[-2]), _loads(row[-1]))))
+        except (ValueError, RecursionError) as error:
+            reason = f"payload or metadata cannot be read: {type(error).__name__}"
+            failures.append(Failure(Job._make((*row[:-2], None, {})), reason, final=True))
+    yield from fail_many(failures)
     return jobs
 
 
@@ -444,7 +475,10 @@ def _filter(value: str | None, name: str, limit: int = MAX_NAME) -> str | None:
 
 
 def _row(row: tuple[Any, ...]) -> JobRow:
-    return JobRow._make((*row[:-2], _loads(row[-2]), _loads(row[-1])))
+    try:
+        return JobRow._make((*row[:-2], _loads(row[-2]), _loads(row[-1])))
+    except (ValueError, RecursionError):  # see `_readable`: people get the text
+        return JobRow._make(row)
 
 
 _decode = json.JSONDecoder().raw_decode  # jsonb's text has no blanks around it: half the cost of loads

@@ -99,6 +99,8 @@ class Session:
         # Headless, Locust installs its own handler only after the test; until then SIGTERM would leave
         # orphans.
         gevent.signal_handler(signal.SIGTERM, self._on_sigterm)
+        # Python raises KeyboardInterrupt in whatever greenlet runs just then, which ends that one and nothing else.
+        gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
 
     def _on_sigterm(self) -> None:
         say(f"FAIL {SCENARIO} (exit {Exit.CRASH_OR_USAGE.value}): ended by SIGTERM, nothing was judged")
