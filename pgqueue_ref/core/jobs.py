@@ -129,7 +129,7 @@ class NewJob:
     metadata: dict[str, Json] | None = None
     max_attempts: int | None = None
     encoded: str = field(init=False, repr=False, default="null")
-    encoded_metadata: str | None = field(init=False, repr=False, default=None)
+    encoded_metadata: str = field(init=False, repr=False, default="{}")
 
     def __post_init__(self) -> None:
         text(self.kind, "kind")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, Unpack
 
 from . import sql
@@ -87,18 +88,7 @@ def push(
     job = NewJob(kind, payload, **options)
     if max_in_flight is not None:
         return (yield from push_many([job], max_in_flight=max_in_flight))[0]
-    row = {
-        "queue": job.queue,
-        "kind": job.kind,
-        "key": job.key,
-        "priority": job.priority,
-        "payload": job.encoded,
-        "metadata": job.encoded_metadata or "{}",
-        "run_at": job.run_at,
-        "delay": job.delay,
-        "expires_at": job.expires_at,
-        "max_attempts": job.max_attempts,
-    }
+    row = dict(zip(_PARAMETERS, _values(job), strict=True))
     while True:
         rows = yield Statement(sql.PUSH, row)
         if rows:
@@ -195,21 +185,16 @@ def _admit(
     return existing
 
 
+# The parameters of PUSH and PUSH_MANY, and where a NewJob has them.
+_PARAMETERS = "queue", "kind", "key", "priority", "payload", "metadata", "run_at", "delay", "expires_at", "max_attempts"
+_values = attrgetter(*({"payload": "encoded", "metadata": "encoded_metadata"}.get(name, name) for name in _PARAMETERS))
+_DEFAULTS = "default", None, None, 0, "null", "{}", None, 0.0, None, None
+
+
 def _columns(jobs: list[NewJob]) -> dict[str, list[Any]]:
-    """The jobs as arrays, a column each; empty where no job sets it (see PUSH_MANY)."""
-    columns: dict[str, list[Any]] = {
-        "queue": [job.queue for job in jobs],
-        "kind": [job.kind for job in jobs],
-        "payload": [job.encoded for job in jobs],
-        "key": [job.key for job in jobs],
-        "priority": [job.priority or None for job in jobs],
-        "metadata": [job.encoded_metadata for job in jobs],
-        "run_at": [job.run_at for job in jobs],
-        "delay": [job.delay or None for job in jobs],
-        "expires_at": [job.expires_at for job in jobs],
-        "max_attempts": [job.max_attempts for job in jobs],
-    }
-    return {name: values if any(value is not None for value in values) else [] for name, values in columns.items()}
+    """The jobs as arrays, one for each parameter; empty where all have the default (see PUSH_MANY)."""
+    columns = zip(_PARAMETERS, zip(*map(_values, jobs), strict=True), _DEFAULTS, strict=True)
+    return {name: [] if column.count(usual) == len(column) else list(column) for name, column, usual in columns}
 
 
 # -- an attempt ------------------------------------------------------------------------------------------------

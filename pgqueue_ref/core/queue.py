@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from . import operations as op
 from .connect import connect, connect_async
-from .jobs import Json, NewJob, Pushed, PushOptions
 from .operations import Operation
 from .runners import run, run_async
 
@@ -26,8 +25,10 @@ def _with_self(method: Callable[..., Any], operation: Callable[..., Any]) -> Non
     method.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])  # type: ignore[attr-defined]  # read by inspect
 
 
-def _sync(operation: Callable[P, Operation[T]]) -> Callable[Concatenate[Queue, P], T]:
+def _sync(operation: Callable[P, Operation[T]], *, bounded: bool = False) -> Callable[Concatenate[Queue, P], T]:
     def method(self: Queue, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if bounded:
+            kwargs.setdefault("max_in_flight", self.max_in_flight)
         result: T = self._run(self.connection, operation(*args, **kwargs))
         return result
 
@@ -35,8 +36,12 @@ def _sync(operation: Callable[P, Operation[T]]) -> Callable[Concatenate[Queue, P
     return method
 
 
-def _async(operation: Callable[P, Operation[T]]) -> Callable[Concatenate[AsyncQueue, P], Coroutine[Any, Any, T]]:
+def _async(
+    operation: Callable[P, Operation[T]], *, bounded: bool = False
+) -> Callable[Concatenate[AsyncQueue, P], Coroutine[Any, Any, T]]:
     async def method(self: AsyncQueue, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if bounded:
+            kwargs.setdefault("max_in_flight", self.max_in_flight)
         result: T = await self._run(self.connection, operation(*args, **kwargs))
         return result
 
@@ -66,16 +71,8 @@ class Queue:
     def __exit__(self, *exc: object) -> None:
         self.connection.close()
 
-    def push(self, kind: str, payload: Json = None, **options: Unpack[PushOptions]) -> Pushed:
-        """Put one job in the queue; see `operations.push`."""
-        result: Pushed = self._run(self.connection, op.push(kind, payload, max_in_flight=self.max_in_flight, **options))
-        return result
-
-    def push_many(self, jobs: Iterable[NewJob]) -> list[Pushed]:
-        """Put many jobs in the queue, all or none; see `operations.push_many`."""
-        result: list[Pushed] = self._run(self.connection, op.push_many(jobs, max_in_flight=self.max_in_flight))
-        return result
-
+    push = _sync(op.push, bounded=True)
+    push_many = _sync(op.push_many, bounded=True)
     claim = _sync(op.claim)
     complete = _sync(op.complete)
     complete_many = _sync(op.complete_many)
@@ -127,18 +124,8 @@ class AsyncQueue:
     async def __aexit__(self, *exc: object) -> None:
         await self.connection.close()
 
-    async def push(self, kind: str, payload: Json = None, **options: Unpack[PushOptions]) -> Pushed:
-        """Put one job in the queue; see `operations.push`."""
-        result: Pushed = await self._run(
-            self.connection, op.push(kind, payload, max_in_flight=self.max_in_flight, **options)
-        )
-        return result
-
-    async def push_many(self, jobs: Iterable[NewJob]) -> list[Pushed]:
-        """Put many jobs in the queue, all or none; see `operations.push_many`."""
-        result: list[Pushed] = await self._run(self.connection, op.push_many(jobs, max_in_flight=self.max_in_flight))
-        return result
-
+    push = _async(op.push, bounded=True)
+    push_many = _async(op.push_many, bounded=True)
     claim = _async(op.claim)
     complete = _async(op.complete)
     complete_many = _async(op.complete_many)

@@ -27,13 +27,14 @@ RETURNING id, kind, external_key
 """
 
 # A chunk of jobs in one statement. The caller sorts by key across all chunks, so that two overlapping batches wait for
-# each other's keys in one order. A column that no job of the chunk sets is sent as an empty array, which unnest pads with
+# each other's keys in one order. A column in which all jobs have the default is sent as an empty array, which unnest pads with
 # NULL: full arrays of defaults cost half as much again (12.2 against 8.1 us a job, bare INSERT 7.5). Arrays travel in the
 # binary format (%b), because psycopg quotes the elements of a text array in Python (7.0 against 10.1 us a job).
 PUSH_MANY = """
 INSERT INTO pgqueue_jobs (queue, kind, external_key, priority, payload, metadata, run_at, expires_at, max_attempts, created_at)
-SELECT queue, kind, key, coalesce(priority, 0), payload::jsonb, coalesce(metadata, '{}')::jsonb,
-       coalesce(run_at, now() + make_interval(secs => delay), now()), expires_at, max_attempts, now()
+SELECT coalesce(queue, 'default'), kind, key, coalesce(priority, 0), coalesce(payload, 'null')::jsonb,
+       coalesce(metadata, '{}')::jsonb, coalesce(run_at, now() + make_interval(secs => delay), now()), expires_at,
+       max_attempts, now()
 FROM unnest(%(queue)b::text[], %(kind)b::text[], %(key)b::text[], %(priority)b::int[], %(payload)b::text[],
             %(metadata)b::text[], %(run_at)b::timestamptz[], %(delay)b::float8[], %(expires_at)b::timestamptz[],
             %(max_attempts)b::int[])
