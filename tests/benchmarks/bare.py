@@ -38,6 +38,12 @@ INSERT_MANY = """
 INSERT INTO pgqueue_jobs (queue, kind, payload)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::jsonb[]) RETURNING id
 """
+# What a specialist would write: arrays in binary, which the server need not parse for quotes.
+INSERT_MANY_BINARY = """
+INSERT INTO pgqueue_jobs (queue, kind, payload)
+SELECT queue, kind, payload::jsonb FROM unnest(%b::text[], %b::text[], %b::text[]) AS new (queue, kind, payload)
+RETURNING id
+"""
 
 
 def drain(dsn: str, kind: str, jobs: int, *, keep: bool, batch: int = 500) -> float:
@@ -60,10 +66,12 @@ def push(connection: psycopg.Connection[Any], kind: str, payload: Any) -> int:
     return int(row[0])
 
 
-def push_many(connection: psycopg.Connection[Any], kind: str, payloads: Sequence[Any]) -> list[int]:
+def push_many(
+    connection: psycopg.Connection[Any], kind: str, payloads: Sequence[Any], *, binary: bool = False
+) -> list[int]:
     """Many rows in one statement."""
     columns = (["default"] * len(payloads), [kind] * len(payloads), [json.dumps(payload) for payload in payloads])
-    return [id_ for (id_,) in connection.execute(INSERT_MANY, columns)]
+    return [id_ for (id_,) in connection.execute(INSERT_MANY_BINARY if binary else INSERT_MANY, columns)]
 
 
 def listen(dsn: str) -> None:
