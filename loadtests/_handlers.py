@@ -25,9 +25,7 @@ async def serve(job: Job) -> None:
     clock = await effects.clock()
     started = clock.now()
     await asyncio.sleep(job.payload["service_seconds"])
-    await effects.record(
-        job.id, job.attempt, job.external_key, job.kind, started=started, finished=clock.now()
-    )
+    await effects.record(job.id, job.attempt, job.external_key, job.kind, started=started, finished=clock.now())
 
 
 for kind in os.environ.get("PGQUEUE_LOADTEST_KINDS", "").split(","):

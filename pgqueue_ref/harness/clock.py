@@ -162,6 +162,4 @@ class Watch:
 
     def late_when_saturated(self, counts: ArrivalCounts, origin: float) -> int:
         """How many of the late arrivals began while the generator was saturated."""
-        return sum(
-            any(begin <= origin + at <= end for begin, end in self._saturated) for at in counts.late_at
-        )
+        return sum(any(begin <= origin + at <= end for begin, end in self._saturated) for at in counts.late_at)

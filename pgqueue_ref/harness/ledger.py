@@ -207,9 +207,7 @@ def reconcile(connection: psycopg.Connection[Any]) -> Ledger:
     row = connection.execute(RECONCILE).fetchone()
     assert row is not None  # noqa: S101  # for the type checker: an aggregate without GROUP BY has one row
     pushed, effects, completed, lost, unexpected, duplicated, recovered, failed, undrained = map(int, row[:9])
-    return Ledger(
-        pushed, effects, completed, lost, unexpected, duplicated, recovered, failed, undrained, *row[9:]
-    )
+    return Ledger(pushed, effects, completed, lost, unexpected, duplicated, recovered, failed, undrained, *row[9:])
 
 
 class _Effect(NamedTuple):

@@ -209,8 +209,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     def option(name: str, **keywords: Any) -> None:
         group.add_argument(name, **keywords)
 
-    option("--postgres", metavar="SPEC", default=os.environ.get("PGQUEUE_DATABASE_URL") or "auto",
-           help="auto, docker[:IMAGE], embedded[:16|:18], local[:PATH] or a DSN; else PGQUEUE_DATABASE_URL, else auto")
+    option(
+        "--postgres",
+        metavar="SPEC",
+        default=os.environ.get("PGQUEUE_DATABASE_URL") or "auto",
+        help="auto, docker[:IMAGE], embedded[:16|:18], local[:PATH] or a DSN; else PGQUEUE_DATABASE_URL, else auto",
+    )
     option("--trace", metavar="FILE", default=None, help="SWF or CSV (at,duration,kind); default: the shipped NASA log")
     option("--trace-from", metavar="TIME", default=None, help="begin there in the trace, e.g. 56d")
     option("--trace-to", metavar="TIME", default=None, help="end there in the trace, e.g. 84d")
@@ -220,8 +224,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--queue-workers", type=int, default=2, help="worker processes (default 2)")
     option("--slots", type=int, default=32, help="concurrent jobs per worker process (default 32)")
     option("--producers", type=int, default=32, help="connections that push (default 32)")
-    option("--drain-timeout", metavar="SECONDS", type=float, default=60.0,
-           help="how long the backlog may take (default 60)")
+    option(
+        "--drain-timeout",
+        metavar="SECONDS",
+        type=float,
+        default=60.0,
+        help="how long the backlog may take (default 60)",
+    )
     option("--slo", metavar="FILE", default=None, help="objectives (default: loadtests/slo.toml)")
     option("--runs", metavar="DIR", default="runs", help="where run directories go (default: runs)")
     option("--summary", metavar="FILE", default=None, help="also write the figures there as JSON")

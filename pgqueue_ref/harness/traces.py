@@ -94,9 +94,7 @@ def window(trace: Trace, start: float = 0.0, end: float = math.inf) -> Trace:
     """The part of a trace with `start <= at < end` (seconds), moved to begin at 0. Raises `TraceError`."""
     kept = tuple(a._replace(at=a.at - start) for a in trace.arrivals if start <= a.at < end)
     if not kept:
-        raise TraceError(
-            f"{trace.name}: no job between {start:g} s and {end:g} s; the trace lasts {trace.span:.0f} s"
-        )
+        raise TraceError(f"{trace.name}: no job between {start:g} s and {end:g} s; the trace lasts {trace.span:.0f} s")
     return replace(trace, arrivals=kept)
 
 
@@ -258,9 +256,7 @@ def _csv_arrival(file: Path, line: int, at: str, duration: str, kind: str) -> Ar
         values.append(value)
     name = kind.strip()
     if not re.fullmatch(r"[\w.:-]{1,100}", name):
-        raise TraceError(
-            f"{file}, line {line}: kind is {kind[:40]!r}; it must be 1 to 100 letters, digits, or _ . : -"
-        )
+        raise TraceError(f"{file}, line {line}: kind is {kind[:40]!r}; it must be 1 to 100 letters, digits, or _ . : -")
     return Arrival(values[0], values[1], name)
 
 

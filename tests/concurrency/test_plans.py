@@ -81,13 +81,14 @@ class Plan(NamedTuple):
 
 def explain(connection: Connection, statement: str, params: Mapping[str, Any], mode: str) -> Plan:
     """Run a statement, prepared with the parameter types that psycopg would send, and roll back."""
-    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
-    numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement)
+    formats = {name: PyFormat(letter) for name, letter in re.findall(r"%\((\w+)\)([sb])", statement)}
+    names = list(formats)
+    numbered = re.sub(r"%\((\w+)\)[sb]", lambda found: f"${names.index(found[1]) + 1}", statement)
     adapter = Transformer(connection)
     types, given = [], []
     for name in names:
-        dumper = None if params[name] is None else adapter.get_dumper(params[name], PyFormat.TEXT)
-        oid = dumper.upgrade(params[name], PyFormat.TEXT).oid if dumper else 0
+        dumper = None if params[name] is None else adapter.get_dumper(params[name], formats[name])
+        oid = dumper.upgrade(params[name], formats[name]).oid if dumper else 0
         types.append(
             connection.execute("SELECT format_type(nullif(%s, 0)::oid, NULL)", [oid]).fetchone()[0] or "unknown"
         )  # type: ignore[index]

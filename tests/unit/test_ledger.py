@@ -81,9 +81,7 @@ def test_a_job_still_in_the_queue_is_undrained_and_not_lost(connection: Connecti
     assert (found.lost, found.undrained) == (0, 1)
 
 
-def test_a_job_still_running_after_its_effect_leaves_the_ledger_open(
-    connection: Connection, database: str
-) -> None:
+def test_a_job_still_running_after_its_effect_leaves_the_ledger_open(connection: Connection, database: str) -> None:
     run(database, [(push(connection, "k", "running"), 1, "k")])
     found = ledger.reconcile(connection)
     assert (found.completed, found.undrained) == (1, 1)
@@ -109,9 +107,7 @@ def test_an_effect_without_a_key_is_unexpected(connection: Connection, database:
     assert ledger.reconcile(connection).unexpected == 1
 
 
-def test_an_effect_under_another_jobs_key_is_unexpected_and_the_job_lost(
-    connection: Connection, database: str
-) -> None:
+def test_an_effect_under_another_jobs_key_is_unexpected_and_the_job_lost(connection: Connection, database: str) -> None:
     run(database, [(push(connection, "a"), 1, "a"), (push(connection, "b"), 1, "a")])
     found = ledger.reconcile(connection)
     assert (found.unexpected, found.lost, found.lost_examples) == (1, 1, ["b"])
@@ -139,9 +135,7 @@ def test_a_job_that_ran_in_two_attempts_is_duplicated(connection: Connection, da
     assert (found.completed, found.effects, found.recovered) == (1, 2, 0)
 
 
-def test_one_attempt_handed_out_three_times_counts_two_duplicates(
-    connection: Connection, database: str
-) -> None:
+def test_one_attempt_handed_out_three_times_counts_two_duplicates(connection: Connection, database: str) -> None:
     job = push(connection, "k")
     run(database, [(job, 1, "k"), (job, 1, "k")], [(job, 1, "k")])  # two in one commit, one in the next
     found = ledger.reconcile(connection)
@@ -172,8 +166,7 @@ def test_latencies_count_from_the_intended_instant_and_from_the_first_effect(
     job = push(connection, "k")
     run(database, [(job, 1, "k")])
     connection.execute(
-        "INSERT INTO loadtest_effects "
-        "VALUES (%s, 2, 'k', 'mail', 'w', 1, to_timestamp(9000), to_timestamp(9001))",
+        "INSERT INTO loadtest_effects VALUES (%s, 2, 'k', 'mail', 'w', 1, to_timestamp(9000), to_timestamp(9001))",
         (job,),
     )
     assert ledger.latencies(connection) == [(1000.0, 1.0, 2.0)]

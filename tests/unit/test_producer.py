@@ -71,9 +71,7 @@ def test_a_push_and_its_record_are_committed_together(connection: Connection, da
     )
 
 
-def test_a_connection_that_died_before_the_push_is_replaced_and_reported(
-    connection: Connection, database: str
-) -> None:
+def test_a_connection_that_died_before_the_push_is_replaced_and_reported(connection: Connection, database: str) -> None:
     connect, reports = Connections(database, connection), Reports()
     pushing = Producer(connect, ledger.DatabaseClock.measure(connection))
     connect.kill(0)
