@@ -117,7 +117,8 @@ class DockerServer(Server):
                 lines = container.logs(tail=50).decode(errors="replace").strip().splitlines()
                 fatal = [line.partition("FATAL:")[2].strip() for line in lines if "FATAL:" in line] or lines
                 raise ProvisionError(f"docker: PostgreSQL did not start: {fatal[-1] if fatal else 'no message'}")
-            with contextlib.suppress(psycopg.OperationalError, ConnectionError):
+            # TimeoutError: testcontainers saw that it exited since; the next turn reads why.
+            with contextlib.suppress(psycopg.OperationalError, ConnectionError, TimeoutError):
                 self.dsn = self._container.get_connection_url()
                 self._read_version()
                 return
