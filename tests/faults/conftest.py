@@ -53,6 +53,10 @@ async def hang_once(job):
         await asyncio.Event().wait()
     await record(job)
 
+@kinds.register("plain")
+async def plain(job):
+    await asyncio.sleep(job.payload)
+
 @kinds.register("kill", max_attempts=3)
 async def kill(job):
     os.kill(os.getpid(), signal.SIGKILL)
