@@ -100,7 +100,7 @@ def translate(error: psycopg.Error) -> QueueError:
     state = error.sqlstate or ""
     if not state and type(error).__name__ in {"PoolTimeout", "TooManyRequests"}:
         return ConnectionLimit(f"the pool has no free connection: {line}")
-    if not state and isinstance(error, psycopg.OperationalError):
+    if not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         # Several addresses may have been tried; the server's own words come after FATAL.
         fatal = [part for part in text.splitlines() if "FATAL" in part]
         line = fatal[-1].strip() if fatal else line
@@ -109,6 +109,4 @@ def translate(error: psycopg.Error) -> QueueError:
         if code in BY_STATE:
             kind, advice = BY_STATE[code]
             return kind(f"{advice} ({line})")
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not error.sqlstate:
-        return DatabaseUnavailable(f"{UNREACHABLE} ({line})")
     return QueueError(f"{type(error).__name__}: {line}")

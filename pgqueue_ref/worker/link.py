@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from pgqueue_ref.core import DatabaseUnavailable, Operation, connect_async, run_async
+from pgqueue_ref.core import DatabaseUnavailable, Operation, connect_async, run_async, translate
 
 T = TypeVar("T")
 _uniform = random.SystemRandom().uniform
@@ -41,7 +41,7 @@ class Link:
                     async with connection.transaction():
                         return [await run_async(connection, operation) for operation in operations]
                 except psycopg.Error as error:  # BEGIN or COMMIT
-                    raise DatabaseUnavailable(f"connection lost ({str(error).splitlines()[0]})") from error
+                    raise translate(error) from error
             except DatabaseUnavailable:
                 await self.close()
                 raise

@@ -13,7 +13,7 @@ def ids(jobs):
 
 def due(n):
     """run_at, n minutes ago."""
-    return f"now() - interval '{n} minutes'"
+    return f"now() - make_interval(mins => {n})"
 
 
 @pytest.fixture
