@@ -168,7 +168,6 @@ def _child(app: str, settings: dict[str, Any]) -> None:
 def _supervise(app: str, settings: dict[str, Any], processes: int) -> int:
     """Keep `processes` workers running until a signal; pass signals on; start those that died again, a second later."""
     spawn = multiprocessing.get_context("spawn")  # a forked child would share the parent's threads and random state
-    resource_tracker.ensure_running()  # when spawn starts it, it unblocks the signals that are blocked below
     signals: list[int] = []
     children: dict[int, BaseProcess] = {}
 
@@ -192,6 +191,7 @@ def _supervise(app: str, settings: dict[str, Any], processes: int) -> int:
 
     for wanted in SIGNALS:
         signal.signal(wanted, obey)
+    resource_tracker.ensure_running()  # now: when spawn starts it, it unblocks the signals that `start` blocks
     for number in range(processes):
         start(number)
     while any(child.is_alive() for child in children.values()) or not signals:
