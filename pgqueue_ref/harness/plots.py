@@ -1,7 +1,9 @@
 """Line plots as inline SVG: no script, no network, readable in either theme and at the width of a phone.
 
-Called by the report. Colours come from the page's style sheet through the classes `c0` to `c3`, so a plot
-follows the reader's theme; series also differ in their dashes, so they can be told apart without colours.
+Called by the report and the comparison. Colours come from the page's style sheet through the classes `c0` to
+`c5`, so a plot follows the reader's theme; series also differ in their dashes, so they can be told apart
+without colours. Marks (phases and faults of a run) are numbers and letters in the plot and names in the
+legend below it: names inside would overlap or be cut on a phone.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 78, 16, 16, 54
+LEFT, RIGHT, TOP, BOTTOM = 78, 30, 16, 60  # room for half a label on the right
+STYLES = 6
+MARK_ROW = 24  # a row of mark labels above the plot
+SECONDS = "seconds from the start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,39 +30,74 @@ class Series:
     filled: bool = False
 
 
-def line_plot(title: str, series: Sequence[Series], *, unit: str, note: str = "", log: bool = False) -> str:
-    """A figure over the seconds of a run: caption with unit, legend, and the plot. `log` for a logarithmic axis."""
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What happened at `start`, or from `start` to `end`, in seconds; a fault that was injected, or a phase."""
+
+    name: str
+    start: float
+    end: float | None = None
+    fault: bool = False
+
+
+def line_plot(
+    title: str,
+    series: Sequence[Series],
+    *,
+    unit: str,
+    note: str = "",
+    log: bool = False,
+    x_axis: str = SECONDS,
+    marks: Sequence[Mark] = (),
+) -> str:
+    """A figure: caption with unit, legend, plot, legend of the marks, note. `log` for a logarithmic value axis."""
     values = [v for s in series for v in s.values if v is not None and (not log or v > 0)]
     caption = f"<figcaption><b>{escape(title)}</b> <span>in {escape(unit)}</span></figcaption>"
     if not values:
         return f'<figure>{caption}<p class="empty">Nothing was measured.</p></figure>'
-    last = max((t for s in series for t in s.times), default=1.0) or 1.0
-    ticks = log_ticks(min(values), max(values)) if log else linear_ticks(max(values))
-    x = _scale(0.0, last, LEFT, WIDTH - RIGHT)
-    y = _log_scale(ticks) if log else _scale(0.0, ticks[-1], HEIGHT - BOTTOM, TOP)
-    body = _grid(ticks, y) + _time_axis(last, x)
+    keyed = keys(marks)
+    along = [t for s in series for t in s.times]
+    along += [t for mark in marks for t in (mark.start, mark.end) if t is not None]
+    first, last = min(0.0, *along), max(0.0, *along)
+    x = _scale(first, last if last > first else first + 1.0, LEFT, WIDTH - RIGHT)
+    rows, mark_rows = _mark_rows(keyed, x)
+    top = TOP + mark_rows * MARK_ROW
+    height = HEIGHT + mark_rows * MARK_ROW
+    ticks = log_ticks(min(values), max(values)) if log else linear_ticks(max(values), smallest=min(values))
+    y = _log_scale(ticks, height - BOTTOM, top) if log else _scale(ticks[0], ticks[-1], height - BOTTOM, top)
+    body = _bands(rows, x, top, height - BOTTOM) + _grid(ticks, y) + _x_axis(first, last, x, height, x_axis)
     for number, line in reversed(list(enumerate(series))):
-        body += _line(line, f"c{number}", x, y, ticks[0] if log else None)
-    legend = "".join(
-        f'<li><svg viewBox="0 0 28 10" aria-hidden="true"><line class="line c{n}" x1="1" y1="5" x2="27" y2="5"/>'
-        f"</svg>{escape(s.name)}</li>"
-        for n, s in enumerate(series)
-    )
+        body += _line(line, f"c{number % STYLES}", x, y, floor=ticks[0] if log else None)
     return (
-        f'<figure>{caption}<ul class="legend">{legend}</ul>'
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} in {escape(unit)}">'
-        f"{body}</svg>{f'<p class=note>{escape(note)}</p>' if note else ''}</figure>"
+        f"<figure>{caption}{_legend(series)}"
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)} in {escape(unit)}">'
+        f"{body}</svg>{_mark_legend(keyed)}{f'<p class=note>{escape(note)}</p>' if note else ''}</figure>"
     )
 
 
-def linear_ticks(largest: float, about: int = 5) -> list[float]:
-    """Round numbers from 0 to at least `largest`."""
-    if largest <= 0:
+def keys(marks: Sequence[Mark]) -> list[tuple[str, Mark]]:
+    """The marks in order of time, each with its sign: phases 1, 2, 3, faults A, B, ..., Z, AA."""
+    keyed, phases, faults = [], 0, 0
+    for mark in sorted(marks, key=lambda mark: mark.start):
+        if mark.fault:
+            keyed.append((("" if faults < 26 else chr(64 + faults // 26)) + chr(65 + faults % 26), mark))
+            faults += 1
+        else:
+            phases += 1
+            keyed.append((str(phases), mark))
+    return keyed
+
+
+def linear_ticks(largest: float, about: int = 5, *, smallest: float = 0.0) -> list[float]:
+    """Round numbers from 0, or from at most `smallest` if that is negative, to at least `largest`."""
+    largest, smallest = max(largest, 0.0), min(smallest, 0.0)
+    if largest == smallest:
         return [0.0, 1.0]
-    rough = largest / about
+    rough = (largest - smallest) / about
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
-    return [step * n for n in range(math.ceil(largest / step - 1e-9) + 1)]
+    below, above = math.ceil(-smallest / step - 1e-9), math.ceil(largest / step - 1e-9)
+    return [step * n for n in range(-below, above + 1)]
 
 
 def log_ticks(smallest: float, largest: float) -> list[float]:
@@ -67,8 +107,12 @@ def log_ticks(smallest: float, largest: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick label: 1,500 or 0.25, without needless digits."""
-    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:g}"
+    """A tick label: 1,500 or 0.25 or 2.5M, without needless digits and never wider than the margin."""
+    size = abs(value)
+    for factor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= max(factor, 1e5):
+            return f"{value / factor:g}{suffix}"
+    return f"{value:,.0f}" if size >= 10 or value == int(value) else f"{value:g}"
 
 
 Scale = Callable[[float], float]
@@ -78,9 +122,63 @@ def _scale(low: float, high: float, start: float, end: float) -> Scale:
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _log_scale(ticks: Sequence[float]) -> Scale:
-    inner = _scale(math.log10(ticks[0]), math.log10(ticks[-1]), HEIGHT - BOTTOM, TOP)
+def _log_scale(ticks: Sequence[float], start: float, end: float) -> Scale:
+    inner = _scale(math.log10(ticks[0]), math.log10(ticks[-1]), start, end)
     return lambda value: inner(math.log10(max(value, ticks[0])))
+
+
+def _legend(series: Sequence[Series]) -> str:
+    return '<ul class="legend">' + "".join(
+        '<li><svg viewBox="0 0 28 10" aria-hidden="true">'
+        f'<line class="line c{n % STYLES}" x1="1" y1="5" x2="27" y2="5"/></svg>{escape(s.name)}</li>'
+        for n, s in enumerate(series)
+    ) + "</ul>"  # fmt: skip
+
+
+def _mark_legend(keyed: Sequence[tuple[str, Mark]]) -> str:
+    if not keyed:
+        return ""
+    items = "".join(
+        f'<li><b class="{"fault" if mark.fault else "phase"}">{key}</b> {escape(mark.name)}, {_when(mark)}</li>'
+        for key, mark in keyed
+    )
+    return f'<ul class="marks">{items}</ul>'
+
+
+def _when(mark: Mark) -> str:
+    if mark.end is None or mark.end == mark.start:
+        return f"at {mark.start:.4g} s"
+    return f"{mark.start:.4g} to {mark.end:.4g} s"
+
+
+def _mark_rows(keyed: Sequence[tuple[str, Mark]], x: Scale) -> tuple[list[tuple[int, str, Mark]], int]:
+    """Each mark with a row in which its label does not overlap another, and how many rows that takes."""
+    ends: list[float] = []  # where the last label of each row ends
+    placed = []
+    for key, mark in keyed:
+        half = 6 + 7 * len(key)  # wide enough for the larger type of a narrow page
+        start = x(mark.start) - half
+        row = next((n for n, end in enumerate(ends) if end <= start), len(ends))
+        ends[row:] = [x(mark.start) + half, *ends[row + 1 :]]
+        placed.append((row, key, mark))
+    return placed, len(ends)
+
+
+def _bands(rows: Sequence[tuple[int, str, Mark]], x: Scale, top: float, bottom: float) -> str:
+    drawn = ""
+    for row, key, mark in rows:
+        style = "fault" if mark.fault else "phase"
+        start, label = x(mark.start), TOP + row * MARK_ROW
+        if mark.end is not None and mark.end > mark.start:
+            # Every second phase is shaded, so that neighbours differ.
+            shade = style if mark.fault or int(key) % 2 == 0 else "clear"
+            size = f'width="{x(mark.end) - start:.1f}" height="{bottom - top:.1f}"'
+            drawn += f'<rect class="band {shade}" x="{start:.1f}" y="{top:.1f}" {size}/>'
+        # From below all labels, since a line from its own could cross a neighbour's.
+        line = f'x1="{start:.1f}" x2="{start:.1f}" y1="{top - 4}" y2="{bottom}"'
+        drawn += f'<line class="mark {style}" {line}/>'
+        drawn += f'<text class="mark {style}" x="{start:.1f}" y="{label + 5}" text-anchor="middle">{key}</text>'
+    return drawn
 
 
 def _grid(ticks: Sequence[float], y: Scale) -> str:
@@ -91,19 +189,20 @@ def _grid(ticks: Sequence[float], y: Scale) -> str:
     )
 
 
-def _time_axis(last: float, x: Scale) -> str:
-    ticks = [tick for tick in linear_ticks(last, about=6) if tick <= last]
+def _x_axis(first: float, last: float, x: Scale, height: float, name: str) -> str:
+    ticks = [tick for tick in linear_ticks(last, about=6, smallest=first) if first <= tick <= last]
     labels = "".join(
-        f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 24}" text-anchor="middle">{number(tick)}</text>'
+        f'<text x="{x(tick):.1f}" y="{height - BOTTOM + 24}" text-anchor="middle">{number(tick)}</text>'
         for tick in ticks
     )
     middle = (LEFT + WIDTH - RIGHT) / 2
-    return f'{labels}<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">seconds from the start</text>'
+    return f'{labels}<text x="{middle}" y="{height - 8}" text-anchor="middle">{escape(name)}</text>'
 
 
-def _line(series: Series, style: str, x: Scale, y: Scale, floor: float | None) -> str:
+def _line(series: Series, style: str, x: Scale, y: Scale, *, floor: float | None) -> str:
     runs: list[list[tuple[float, float]]] = [[]]  # a gap ends a run
-    for time, value in zip(series.times, series.values, strict=True):
+    # The shorter of both: a scenario that miscounts its points shall not cost the report of the run.
+    for time, value in zip(series.times, series.values, strict=False):
         if value is None or (floor is not None and value <= 0):
             runs.append([])
         else:
@@ -112,8 +211,8 @@ def _line(series: Series, style: str, x: Scale, y: Scale, floor: float | None) -
     for points in filter(None, runs):
         path = "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
         if series.filled:
-            base = HEIGHT - BOTTOM
-            outline = f"M{points[0][0]:.1f} {base}L{path}L{points[-1][0]:.1f} {base}Z"
+            base = y(0.0 if floor is None else floor)
+            outline = f"M{points[0][0]:.1f} {base:.1f}L{path}L{points[-1][0]:.1f} {base:.1f}Z"
             drawn += f'<path class="area {style}" d="{outline}"/>'
         # A point between two gaps would be invisible; a line of no length with round ends is a dot.
         drawn += f'<path class="line {style}" d="M{path}{"h0" if len(points) == 1 else ""}"/>'

@@ -1,22 +1,19 @@
 """report.html: what a person opens first after a load run.
 
-One self-contained file without scripts: the verdict and why, the figures, the objectives, the plots, the
-ledger, and what was run on what. Rendered from the same documents that are saved as result.json and
-manifest.json.
+One self-contained file without scripts: the verdict and why, what the scenario found, the figures, the plots
+with the phases and faults of the run marked in them, the objectives, the ledger, and what was run on what.
+Rendered from the same documents that are saved as result.json and manifest.json. What a run does not have
+(no arrivals, no phases, a version that did not measure it yet) is left out or named as such, never guessed.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
-from typing import Any
 
-from pgqueue_ref.harness.plots import Series, line_plot
-
-Document = Mapping[str, Any]
-STYLE = Path(__file__).with_name("report.css")
+from pgqueue_ref.harness.page import Document, at, figure, page, section, table
+from pgqueue_ref.harness.plots import SECONDS, Mark, Series, line_plot
 
 
 def render(result: Document, facts: Document) -> str:
@@ -27,7 +24,8 @@ def render(result: Document, facts: Document) -> str:
         _head(result, facts, title),
         _verdict(result),
         _tiles(result),
-        f'<section><h2>The run over time</h2><div class="plots">{"".join(plots(result))}</div></section>',
+        _found(result),
+        _plots_section(result),
         _objectives(result),
         _ledger(result),
         _generator(result),
@@ -35,90 +33,154 @@ def render(result: Document, facts: Document) -> str:
         _facts(facts),
         _thanks(facts),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title>'
-        f"<style>{STYLE.read_text(encoding='utf-8')}</style></head><body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
-    )
+    return page(title, parts)
 
 
 def plots(result: Document) -> list[str]:
-    """The plots, from the series of a result."""
-    series, samples = result["series"], result["series"]["samples"]
-    t = series["t"]
-    sampled = [row["t"] for row in samples]
-    windows = _without_holes(series["start_latency"], series["window_seconds"])
-    window_times = [row["t"] for row in windows]
-    finished, pushed = series["finished"], series["pushed"]
+    """The plots of a result: of its arrivals where it has any, of the server, and those of the scenario."""
+    marks = marks_of(result)
+    drawn = _arrival_plots(result, marks) if has_arrivals(result) else []
+    if at(result, "series.samples"):
+        drawn += _server_plots(result, marks)
+    return drawn + [_extra_plot(plot, marks) for plot in result.get("plots") or ()]
+
+
+def has_arrivals(result: Document) -> bool:
+    """Whether anything was offered; a scenario may only probe."""
+    return bool(at(result, "arrivals.offered"))
+
+
+def marks_of(result: Document) -> list[Mark]:
+    """The phases and faults of a run, for its plots over time."""
+    phases = [Mark(phase["name"], phase["from"], phase.get("to")) for phase in result.get("phases") or ()]
+    faults = [Mark(f["name"], f["at"], f.get("until"), fault=True) for f in result.get("faults") or ()]
+    return phases + faults
+
+
+def latency_series(result: Document, series: str, percentiles: Sequence[str]) -> list[Series]:
+    """Percentiles such as p99 of one latency series (start, push) over its windows."""
+    windows = _without_holes(at(result, f"series.{series}_latency") or (), result["series"]["window_seconds"])
+    times = [row["t"] for row in windows]
+    return [Series(name, times, [row.get(f"{name}_ms") for row in windows]) for name in percentiles]
+
+
+def sampled(result: Document, column: str, name: str, *, factor: float = 1.0, filled: bool = False) -> Series:
+    """What the sampler saw in one of its columns."""
+    rows = result["series"]["samples"]
+    values = [_times(row.get(column), factor) for row in rows]
+    return Series(name, [row["t"] for row in rows], values, filled=filled)
+
+
+def _arrival_plots(result: Document, marks: Sequence[Mark]) -> list[str]:
+    series = result["series"]
+    t, finished = series["t"], series["finished"]
     cumulative = {name: _running_total(series[name]) for name in ("offered", "finished")}
     return [
         line_plot(
             "Arrivals",
-            [Series("offered by the clock", t, series["offered"], filled=True), Series("pushed", t, pushed)],
+            [Series("offered by the clock", t, series["offered"], filled=True), Series("pushed", t, series["pushed"])],
             unit="jobs per second",
+            marks=marks,
         ),
         line_plot(
             "Start latency",
-            [Series(name, window_times, [row.get(key) for row in windows]) for name, key in
-             (("p50", "p50_ms"), ("p90", "p90_ms"), ("p99", "p99_ms"), ("max", "max_ms"))],
+            latency_series(result, "start", ("p50", "p90", "p99", "max")),
             unit="milliseconds, logarithmic",
             note="From the instant the clock intended to the start of the attempt, by intended instant.",
             log=True,
+            marks=marks,
         ),
         line_plot(
-            "Depth by status",
-            [Series("pending", sampled, [row["pending"] for row in samples], filled=True),
-             Series("running", sampled, [row["running"] for row in samples]),
-             Series("failed", sampled, [row["failed"] for row in samples])],
-            unit="jobs",
-            note="Sampled once a second.",
-        ),
-        line_plot(
-            "Throughput", [Series("jobs finished", t, finished, filled=True)], unit="jobs per second"
+            "Throughput", [Series("jobs finished", t, finished, filled=True)], unit="jobs per second", marks=marks
         ),
         line_plot(
             "Offered and finished, added up",
             [Series("offered", t, cumulative["offered"]), Series("finished", t, cumulative["finished"])],
             unit="jobs",
             note="The distance between the lines is the backlog.",
+            marks=marks,
+        ),
+    ]
+
+
+def _server_plots(result: Document, marks: Sequence[Mark]) -> list[str]:
+    return [
+        line_plot(
+            "Depth by status",
+            [sampled(result, "pending", "pending", filled=True), sampled(result, "running", "running"),
+             sampled(result, "failed", "failed")],
+            unit="jobs",
+            note="Sampled once a second.",
+            marks=marks,
         ),
         line_plot(
             "Write-ahead log",
-            [Series("WAL written", sampled, [row["wal_bytes"] / 2**20 for row in samples], filled=True)],
+            [sampled(result, "wal_bytes", "WAL written", factor=2**-20, filled=True)],
             unit="MiB since the start",
+            marks=marks,
         ),
         line_plot(
             "Dead tuples of the job table",
-            [Series("dead tuples", sampled, [row["dead_tuples"] for row in samples], filled=True)],
+            [sampled(result, "dead_tuples", "dead tuples", filled=True)],
             unit="tuples",
             note="As the server's statistics report them; they fall when autovacuum has run.",
+            marks=marks,
         ),
         line_plot(
             "Processors of this machine",
-            [Series("busy", sampled, [row["machine_cpu_percent"] for row in samples], filled=True)],
+            [sampled(result, "machine_cpu_percent", "busy", filled=True)],
             unit="percent of all cores",
             note="Server, workers and generator share it when all run here.",
+            marks=marks,
         ),
     ]  # fmt: skip
+
+
+def _extra_plot(plot: Document, marks: Sequence[Mark]) -> str:
+    x_axis, log = plot.get("x") or SECONDS, bool(plot.get("log"))
+    return line_plot(
+        plot["title"],
+        [Series(line["name"], line["t"], line["v"]) for line in plot["series"]],
+        unit=plot["unit"] + (", logarithmic" if log and "logarithmic" not in plot["unit"] else ""),
+        note=plot.get("note") or "",
+        log=log,
+        x_axis=x_axis,
+        marks=marks if x_axis == SECONDS else (),
+    )
+
+
+def _plots_section(result: Document) -> str:
+    drawn = plots(result)
+    if not drawn:
+        return section("The run over time", "<p>Nothing was recorded over time.</p>")
+    return section("The run over time", f'<div class="plots">{"".join(drawn)}</div>')
+
+
+def _found(result: Document) -> str:
+    rows = [
+        (item["name"], _measured(item.get("value"), item.get("unit") or ""), item.get("meaning") or "")
+        for item in result.get("found") or ()
+    ]
+    return section("What this scenario found", table(("", "value", "meaning"), rows)) if rows else ""
 
 
 def _head(result: Document, facts: Document, title: str) -> str:
     began = datetime.datetime.fromtimestamp(facts["began_epoch"], datetime.UTC)
     settings = facts["server"]["settings"]
     durability = ", ".join(f"{name} = {settings.get(name, '?')}" for name in ("fsync", "synchronous_commit"))
+    scenario = f"<p class=about>{escape(result['scenario_text'])}</p>" if result.get("scenario_text") else ""
+    source = at(facts, "trace.source")
     return (
-        f"<header><h1>{escape(title)}</h1><p>{began:%d %B %Y, %H:%M} UTC. {escape(facts['server']['description'])}, "
-        f"{escape(durability)}. {escape(facts['trace']['source'])}.</p></header>"
+        f"<header><h1>{escape(title)}</h1>{scenario}"
+        f"<p>{began:%d %B %Y, %H:%M} UTC. {escape(facts['server']['description'])}, {escape(durability)}."
+        f"{f' {escape(source)}.' if source else ''}</p></header>"
     )
 
 
 def _verdict(result: Document) -> str:
     verdict = result["verdict"]
     if verdict["passed"]:
-        return '<p class="verdict pass"><b>PASS</b> Every objective was measured and held.</p>'
+        return f'<p class="verdict pass"><b>PASS</b> {_held(result)}</p>'
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in verdict["reasons"])
     outcome = verdict["outcome"].replace("_", " ")
     return (
@@ -127,34 +189,78 @@ def _verdict(result: Document) -> str:
     )
 
 
+def _held(result: Document) -> str:
+    skipped = sum(bool(check.get("skipped")) for check in result["slo"])
+    if not skipped:
+        return "Every objective was measured and held."
+    judged = len(result["slo"]) - skipped
+    return f"{judged} of {len(result['slo'])} objectives were judged, and held; {skipped} were not judged."
+
+
 def _tiles(result: Document) -> str:
-    start, arrivals, ledger = result["latency"]["start"], result["arrivals"], result["ledger"] or {}
-    tiles = [
-        ("jobs finished", _figure(result["throughput"]["finished"]), ""),
-        ("pushed of offered", _figure(_times(arrivals["achieved_ratio"], 100)), "%"),
-        ("start latency p50", _figure(start["p50_ms"]), "ms"),
-        ("start latency p99", _figure(start["p99_ms"]), "ms"),
-        ("lost", _figure(ledger.get("lost")), "jobs"),
-        ("unexpected", _figure(ledger.get("unexpected")), "effects"),
-    ]
+    tiles = _arrival_tiles(result) if has_arrivals(result) else _probe_tiles(result)
     return '<div class="tiles">' + "".join(
-        f"<div><span>{escape(name)}</span><b>{value}</b> <i>{unit}</i></div>" for name, value, unit in tiles
+        f"<div><span>{escape(name)}</span><b>{escape(value)}</b> <i>{unit}</i></div>" for name, value, unit in tiles
     ) + "</div>"  # fmt: skip
+
+
+def _arrival_tiles(result: Document) -> list[tuple[str, str, str]]:
+    figures = [
+        ("jobs finished", at(result, "throughput.finished"), ""),
+        ("pushed of offered", _times(at(result, "arrivals.achieved_ratio"), 100), "%"),
+        ("start latency p50", at(result, "latency.start.p50_ms"), "ms"),
+        ("start latency p99", at(result, "latency.start.p99_ms"), "ms"),
+        ("lost", at(result, "ledger.lost"), "jobs"),
+        ("unexpected", at(result, "ledger.unexpected"), "effects"),
+    ]
+    # "not measured ms" says nothing.
+    return [(name, figure(value), "" if value is None else unit) for name, value, unit in figures]
+
+
+def _probe_tiles(result: Document) -> list[tuple[str, str, str]]:
+    """For a scenario that offers no jobs and only probes."""
+    judged = [check for check in result["slo"] if not check.get("skipped")]
+    tiles = [
+        ("jobs offered", "no arrivals", ""),
+        ("objectives held", f"{sum(check['ok'] for check in judged)} of {len(judged)}", ""),
+    ]
+    more = (
+        ("failed requests", at(result, "requests.failures"), ""),
+        ("most connections seen", at(result, "database.max_connections_seen"), ""),
+        ("lost", at(result, "ledger.lost"), "jobs"),
+        ("unexpected", at(result, "ledger.unexpected"), "effects"),
+    )
+    return tiles + [(name, figure(value), unit) for name, value, unit in more if value is not None]
 
 
 def _objectives(result: Document) -> str:
     rows = [
-        (check["metric"], f"{_figure(check['value'])} {check['unit']}", f"{check['bound']} {check['unit']}",
-         "held" if check["ok"] else check["reason"])
+        (
+            check["metric"],
+            _measured(check["value"], check["unit"]),
+            f"{check['bound']} {check['unit']}",
+            _outcome(check),
+        )
         for check in result["slo"]
-    ]  # fmt: skip
-    return _table("Objectives", ("metric", "measured", "bound", "outcome"), rows)
+    ]
+    return section("Objectives", table(("metric", "measured", "bound", "outcome"), rows))
+
+
+def _measured(value: float | str | None, unit: str) -> str:
+    return f"{figure(value)} {unit}".strip() if value is not None else figure(None)
+
+
+def _outcome(check: Document) -> str:
+    if check.get("skipped"):
+        return f"not judged: {check['reason']}" if check.get("reason") else "not judged"
+    return "held" if check["ok"] else str(check["reason"])
 
 
 def _ledger(result: Document) -> str:
-    ledger = result["ledger"]
+    ledger = result.get("ledger")
     if ledger is None:
-        return "<section><h2>Ledger</h2><p>The ledger was not reconciled.</p></section>"
+        why = "The ledger was not reconciled." if has_arrivals(result) else "No arrivals, so nothing to reconcile."
+        return section("Ledger", f"<p>{why}</p>")
     meaning = {
         "pushed": "jobs that producers committed, warm-up included",
         "effects": "runs that handlers recorded",
@@ -166,48 +272,53 @@ def _ledger(result: Document) -> str:
         "failed": "jobs that ended failed or cancelled",
         "undrained": "jobs still in the queue at the end",
     }
-    rows = [(name, _figure(ledger[name]), text) for name, text in meaning.items()]
+    rows = [(name, figure(ledger.get(name)), text) for name, text in meaning.items()]
     rows += [
         (f"{name}: the first", str(len(examples)), "; ".join(examples))
         for name in ("lost", "unexpected", "duplicated")
-        if (examples := ledger[f"{name}_examples"])
+        if (examples := ledger.get(f"{name}_examples"))
     ]
-    return _table("Ledger", ("", "count", "meaning"), rows)
+    return section("Ledger", table(("", "count", "meaning"), rows))
 
 
 def _generator(result: Document) -> str:
-    arrivals, generator, latency = result["arrivals"], result["generator"], result["latency"]
-    rows = [
-        ("arrivals offered", _figure(arrivals["offered"])),
-        ("begun more than 100 ms late", _figure(arrivals["late"])),
-        ("of these with every producer busy", _figure(arrivals["late_queued"])),
-        ("of these while the generator was saturated", _figure(generator["late"])),
-        ("skipped", _figure(arrivals["skipped"])),
-        ("largest lag behind the clock", f"{_figure(arrivals['max_lag_ms'])} ms"),
-        ("generator, most of one core in a second", f"{_figure(_times(generator['max_cpu_share'], 100))} %"),
-        ("push latency p50, p99", f"{_figure(latency['push']['p50_ms'])}, {_figure(latency['push']['p99_ms'])} ms"),
-        ("end-to-end latency p50, p99",
-         f"{_figure(latency['end_to_end']['p50_ms'])}, {_figure(latency['end_to_end']['p99_ms'])} ms"),
-        ("failed requests", _figure(result["requests"]["failures"])),
-        ("time to drain after the last arrival", f"{_figure(result['backlog']['drain_seconds'])} s"),
-        ("WAL per job", f"{_figure(result['database']['wal_bytes_per_job'])} bytes"),
-    ]  # fmt: skip
-    return _table("Load generator and requests", ("", ""), rows)
+    def value(path: str, unit: str = "", factor: float = 1.0) -> str:
+        found = at(result, path)
+        return _measured(found if factor == 1.0 else _times(found, factor), unit)
+
+    rows = [("arrivals offered", value("arrivals.offered") if has_arrivals(result) else "no arrivals")]
+    if has_arrivals(result):
+        rows += [
+            ("begun more than 100 ms late", value("arrivals.late")),
+            ("of these with every producer busy", value("arrivals.late_queued")),
+            ("of these while the generator was saturated", value("generator.late")),
+            ("skipped", value("arrivals.skipped")),
+            ("largest lag behind the clock", value("arrivals.max_lag_ms", "ms")),
+            ("generator, most of one core in a second", value("generator.max_cpu_share", "%", 100)),
+            ("push latency p50, p99", f"{value('latency.push.p50_ms')}, {value('latency.push.p99_ms', 'ms')}"),
+            ("end-to-end latency p50, p99",
+             f"{value('latency.end_to_end.p50_ms')}, {value('latency.end_to_end.p99_ms', 'ms')}"),
+            ("time to drain after the last arrival", value("backlog.drain_seconds", "s")),
+            ("WAL per job", value("database.wal_bytes_per_job", "bytes")),
+        ]  # fmt: skip
+    rows += [("failed requests", value("requests.failures"))]
+    return section("Load generator and requests", table(("", ""), rows))
 
 
 def _waits(result: Document) -> str:
-    rows = [(event, f"{count:.2f}") for event, count in result["database"]["waits"].items()]
-    return _table("What busy backends of the server waited for", ("wait event", "backends, on average"), rows)
+    rows = [(event, f"{count:.2f}") for event, count in (at(result, "database.waits") or {}).items()]
+    if not rows:
+        return ""
+    names = ("wait event", "backends, on average")
+    return section("What busy backends of the server waited for", table(names, rows))
 
 
 def _facts(facts: Document) -> str:
-    machine, git, settings = facts["machine"], facts["git"], facts["settings"]
+    machine, git = facts["machine"], facts.get("git")
     revision = "not a git checkout"
     if git:
         revision = f"{git['commit'][:12]}{' with local changes' if git['modified'] else ''}"
     hardware = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
-    trace = facts["trace"]
-    load = f"{trace['jobs']:,} jobs in {trace['seconds']:.0f} s, {trace['service_seconds']:.0f} s of service"
     rows = [
         ("server", f"{facts['server']['description']}: {facts['server']['version']}"),
         ("server settings", ", ".join(f"{k} = {v}" for k, v in facts["server"]["settings"].items())),
@@ -215,37 +326,31 @@ def _facts(facts: Document) -> str:
         ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
         ("revision", revision),
         ("command", facts["command"]),
-        ("load", f"{trace['source']}; {load}"),
-        ("kinds", ", ".join(f"{kind} {count:,}" for kind, count in trace["kinds"].items())),
-        ("workers", f"{settings['workers']} processes with {settings['slots_per_worker']} slots each"),
-        ("producers", f"{settings['producers']} connections in one process"),
-        ("seed", "none: a replayed trace leaves nothing to chance" if facts["seed"] is None else str(facts["seed"])),
+        *_load_facts(facts),
     ]
-    return _table("What was run on what", ("", ""), rows)
+    return section("What was run on what", table(("", ""), rows))
+
+
+def _load_facts(facts: Document) -> list[tuple[str, str]]:
+    trace, settings, seed = facts.get("trace") or {}, facts.get("settings") or {}, facts.get("seed")
+    rows = []
+    if trace:
+        load = f"{trace['jobs']:,} jobs in {trace['seconds']:.0f} s, {trace['service_seconds']:.0f} s of service"
+        rows.append(("load", f"{trace['source']}; {load}"))
+        rows.append(("kinds", ", ".join(f"{kind} {count:,}" for kind, count in trace["kinds"].items())))
+    if "workers" in settings:
+        rows.append(("workers", f"{settings['workers']} processes with {settings['slots_per_worker']} slots each"))
+    if "producers" in settings:
+        rows.append(("producers", f"{settings['producers']} connections in one process"))
+    rows.append(("seed", "none: nothing was left to chance" if seed is None else str(seed)))
+    return rows
 
 
 def _thanks(facts: Document) -> str:
-    lines = facts["trace"]["acknowledgement"]
+    lines = at(facts, "trace.acknowledgement")
     if not lines:
         return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<section><h2>Thanks for the job log</h2><ul>{items}</ul></section>"
-
-
-def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    head = f"<thead><tr>{head}</tr></thead>" if any(names) else ""
-    cells = [[escape(row[0]).replace(".", ".<wbr>"), *map(escape, row[1:])] for row in rows]
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
-    return f"<section><h2>{escape(title)}</h2><table>{head}<tbody>{body}</tbody></table></section>"
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "not measured"
-    if isinstance(value, int) or value == int(value):
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return section("Thanks for the job log", f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>")
 
 
 def _times(value: float | None, factor: float) -> float | None:
