@@ -33,6 +33,7 @@ class Bell:
 
     def __init__(self, dsn: str | None, queues: Sequence[str], ring: Callable[[], None]) -> None:
         self.covered_since: float | None = None  # on this process's clock: from then on pushes notify
+        self.held = False  # whether it holds a connection now
         self._dsn, self._queues, self._ring = dsn, list(queues), ring
         self._asked = asyncio.Event()
 
@@ -45,6 +46,7 @@ class Bell:
         connection = await connect_async(self._dsn, application_name="pgqueue_ref:listen")
         try:
             async with connection:
+                self.held = True
                 row = await (await connection.execute("SELECT 'pgqueue:' || current_schema()")).fetchone()
                 await connection.execute(SQL("LISTEN {}").format(Identifier(str(row and row[0]))))
                 connected()
@@ -60,4 +62,4 @@ class Bell:
                     self._ring()
                     await connection.execute(GET_UP)
         finally:
-            self.covered_since = None
+            self.held, self.covered_since = False, None

@@ -30,6 +30,11 @@ class Link:
                 self._connection.prepare_threshold = None
         return self._connection
 
+    @property
+    def held(self) -> bool:
+        """Whether it holds a connection now."""
+        return self._connection is not None and not self._connection.closed
+
     async def run(self, *operations: Operation[Any]) -> list[Any]:
         """Run operations, several as one transaction; a broken connection is dropped, and the next call makes one."""
         async with self._lock:

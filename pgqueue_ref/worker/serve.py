@@ -7,6 +7,7 @@ parent passes signals on; a child whose parent is gone stops by itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import multiprocessing
@@ -27,6 +28,7 @@ from pgqueue_ref.core import QueueError, connect, run
 from pgqueue_ref.core.operations import chores
 
 from .kinds import Kinds, require
+from .metrics import Address, check, exposed
 from .worker import Worker, first
 
 log = logging.getLogger("pgqueue_ref.worker")
@@ -49,12 +51,14 @@ def serve(
     listen: bool = True,
     processes: int = 1,
     name: str | None = None,
+    metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
 ) -> int:
     """Run the worker of `app` ("module:kinds") until a signal; with `once` for one turn. Returns the exit code.
 
     0: stopped as asked, with every ending written; 1: endings could not be written, or the worker broke. Raises
     `QueueError` when the application or the database will not do. `processes` above 1 starts as many, and those that
-    die again.
+    die again. With `metrics_port` the first process serves its metrics there, the second at the next port, and so on.
     """
     logging.basicConfig(format=FORMAT, level=logging.INFO)
     load(app)
@@ -62,11 +66,14 @@ def serve(
         "dsn": dsn, "queues": queues, "max_concurrent_jobs": max_concurrent_jobs, "poll_interval": poll_interval,
         "lease": lease, "grace": grace, "listen": listen, "name": name,
     }  # fmt: skip
+    metrics = None if metrics_port is None or once else Address(metrics_host, metrics_port)
+    if metrics:
+        check(metrics, processes)
     if processes > 1 and not once:
         with connect(dsn) as connection:  # what the children would find out again and again
             run(connection, chores())
-        return _supervise(app, settings, processes)
-    return _in_loop(app, settings, once=once)
+        return _supervise(app, settings, processes, metrics)
+    return _in_loop(app, settings, metrics, once=once)
 
 
 def load(app: str) -> Kinds:
@@ -87,10 +94,10 @@ def load(app: str) -> Kinds:
     return require(kinds, app)
 
 
-def _in_loop(app: str, settings: dict[str, Any], *, once: bool = False) -> int:
+def _in_loop(app: str, settings: dict[str, Any], metrics: Address | None, *, once: bool = False) -> int:
     """Run a worker on an event loop, and end even if handlers will not."""
     with asyncio.Runner() as runner:
-        code = runner.run(_run(app, settings, once=once))
+        code = runner.run(_once(app, settings) if once else _run(app, settings, metrics))
         # The loop's end waits for tasks that swallow their cancellation, and for threads of asyncio.to_thread.
         guard = threading.Timer(LAST_PATIENCE, _abandon, [code])
         guard.daemon = True
@@ -105,15 +112,23 @@ def _abandon(code: int) -> None:
     os._exit(code)
 
 
-async def _run(app: str, settings: dict[str, Any], *, once: bool = False) -> int:
+async def _once(app: str, settings: dict[str, Any]) -> int:
     worker = Worker(load(app), **settings)
-    if once:
-        try:
-            counts = await worker.run_once()
-        finally:
-            await worker.close()
-        log.info("one turn: %s", counts, extra={"worker": worker.name})
-        return 0
+    try:
+        counts = await worker.run_once()
+    finally:
+        await worker.close()
+    log.info("one turn: %s", counts, extra={"worker": worker.name})
+    return 0
+
+
+async def _run(app: str, settings: dict[str, Any], metrics: Address | None) -> int:
+    worker = Worker(load(app), **settings)
+    with exposed(worker, metrics) if metrics else contextlib.nullcontext():
+        return await _until_asked(worker)
+
+
+async def _until_asked(worker: Worker) -> int:
     asked = asyncio.Event()
     _obey_signals(worker, asked)
     await worker.start()
@@ -156,16 +171,16 @@ def _obey_signals(worker: Worker, asked: asyncio.Event) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _child(app: str, settings: dict[str, Any]) -> None:
+def _child(app: str, settings: dict[str, Any], metrics: Address | None) -> None:
     logging.basicConfig(format=FORMAT, level=logging.INFO)
     try:
-        sys.exit(_in_loop(app, settings))
+        sys.exit(_in_loop(app, settings, metrics))
     except QueueError as error:
         log.error("%s", error)
         sys.exit(1)
 
 
-def _supervise(app: str, settings: dict[str, Any], processes: int) -> int:
+def _supervise(app: str, settings: dict[str, Any], processes: int, metrics: Address | None) -> int:
     """Keep `processes` workers running until a signal; pass signals on; start those that died again, a second later."""
     spawn = multiprocessing.get_context("spawn")  # a forked child would share the parent's threads and random state
     signals: list[int] = []
@@ -173,7 +188,8 @@ def _supervise(app: str, settings: dict[str, Any], processes: int) -> int:
 
     def start(number: int) -> None:
         named = settings | {"name": f"{settings['name']}:{number}" if settings["name"] else None}
-        child = spawn.Process(target=_child, args=(app, named), name=f"pgqueue-worker-{number}")
+        own = metrics and metrics._replace(port=metrics.port + number)
+        child = spawn.Process(target=_child, args=(app, named, own), name=f"pgqueue-worker-{number}")
         # A signal waits until the child is on our list, and in the child until it can obey.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Attempt:
     fresh: float  # when its lease was last known to begin, on this process's clock
     task: asyncio.Task[Any] | None = None
     thread: asyncio.Future[Any] | None = None  # of a plain function, once it was started
+    began: float = 0.0  # when its handler was called and when it ended, on this process's clock; 0: never
+    ended: float = 0.0
     ending: Ending | None = None
     ignored: bool = False
     ttl: float | None = None
@@ -82,7 +85,7 @@ class Slots:
         """The attempt is over, whoever says so first; later words about it are dropped."""
         if attempt.ending is not None:
             return
-        attempt.ending = ending
+        attempt.ending, attempt.ended = ending, time.monotonic()
         if attempt.thread is None or attempt.thread.done():
             attempt.kind.running -= 1
         else:  # the kind's slot stays taken until the thread is done
@@ -131,6 +134,7 @@ class Slots:
     async def _attempt(self, attempt: Attempt) -> None:
         kind = attempt.kind
         limit = None if kind.attempt_timeout is None else asyncio.timeout(kind.attempt_timeout)
+        attempt.began = time.monotonic()
         try:
             if not kind.is_async:
                 value = await self._in_thread(attempt, limit)

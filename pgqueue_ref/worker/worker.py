@@ -179,6 +179,14 @@ class Worker:
             log.critical("a loop of the worker died", exc_info=task.exception(), extra={"worker": self.name})
             self.broken.set()
 
+    def observe(self, observe: Callable[[Attempt, str], None]) -> None:
+        """Have `observe` called with each attempt whose outcome was written, and that outcome's name in `Counts`."""
+        self._writer.observe = observe
+
+    def connected(self) -> int:
+        """How many connections it holds now."""
+        return sum(link is not None and link.held for link in (self._claims, self._writes, self._bell))
+
     def hurry(self) -> None:
         """End the grace period of a `stop` under way."""
         self._hurry.set()

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Final
 
 from pgqueue_ref.core import (
     DatabaseUnavailable,
@@ -29,6 +30,11 @@ PASSING = (DatabaseUnavailable, SchemaMissing)
 # SQLSTATE classes: a server that only reads (after a failover), deadlocks, no disk or memory left, operators at work.
 PASSING_STATES = ("25", "40", "53", "55", "57")
 WAITED = (LockTimeout, StatementTimeout)  # somebody's transaction holds a row, or the table
+# What the counts call an ending, and a job's status after a failure.
+OUTCOMES: Final = {
+    Ending.COMPLETE: "succeeded", Ending.SNOOZE: "snoozed", Ending.RELEASE: "released",
+    "pending": "retried", "failed": "failed", "cancelled": "cancelled",
+}  # fmt: skip
 SEARCHES = 12  # halvings in search of a locked row among 500, before the whole table is taken for locked
 
 
@@ -64,12 +70,16 @@ class Writer:
         self._link, self._worker, self._counts = link, worker, counts
         self.held: dict[tuple[int, int], Attempt] = {}
         self.buffer: list[Attempt] = []
+        self.observe: Callable[[Attempt, str], None] | None = None  # told of each attempt's accepted outcome
 
     def add(self, attempt: Attempt) -> None:
         """An attempt ended; written at the next flush."""
         if attempt.ending in (Ending.DONE, Ending.GONE):
             self.held.pop(attempt.key, None)
-            self._counts.succeeded += attempt.ending is Ending.DONE
+            if attempt.ending is Ending.DONE:
+                self._counts.succeeded += 1
+                if self.observe:
+                    self.observe(attempt, "succeeded")
         else:
             self.buffer.append(attempt)
 
@@ -137,7 +147,11 @@ class Writer:
             self.held.pop(attempt.key, None)
             if attempt.key in stale:
                 self._lost(attempt, "its outcome was refused")
-            elif debug:
+                continue
+            if self.observe:
+                became = answer[attempt.key] if isinstance(answer, dict) else ending
+                self.observe(attempt, "ignored" if attempt.ignored else OUTCOMES[became])
+            if debug:
                 job = attempt.job
                 words = "job %d (%s) attempt %d: %s"
                 log.debug(words, job.id, job.kind, job.attempt, ending and ending.value, extra=about(job, self._worker))
