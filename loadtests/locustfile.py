@@ -1,7 +1,8 @@
-"""`locust -f loadtests` replays a job log against the queue and judges what it did.
+"""`locust -f loadtests --scenario NAME` plays a scenario against the queue and judges what it did.
 
 Needs pgqueue-ref[load]. With --headless it prints a verdict and ends with its exit code; without, Locust's
-web page starts and stops runs. Options: `locust -f loadtests --help`, group "pgqueue_ref load run".
+web page starts and stops runs. Scenarios are in the folder beside, one in a file. Options:
+`locust -f loadtests --help`, group "pgqueue_ref load run".
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Producer(User):
 
     def on_start(self) -> None:
         try:
-            self.producer = session.run.producer()
+            self.producer = session.producer()
         except Exception as error:
             session.abort(error)
             raise StopUser from error
@@ -33,21 +34,12 @@ class Producer(User):
 
     @task
     def arrival(self) -> None:
-        session.in_flight += 1
-        try:
-            if not session.run.produce(self.producer, self.report):
-                raise StopUser
-        finally:
-            session.in_flight -= 1
-
-    def report(self, kind: str, latency: float, error: Exception | None) -> None:
-        self.environment.events.request.fire(
-            request_type="push", name=kind, response_time=latency * 1000, response_length=0, exception=error, context={}
-        )
+        if not session.produce(self.producer):
+            raise StopUser
 
 
-class Replay(LoadTestShape):
-    """All producers at once, until the trace is through; the arrival clock makes the load."""
+class Script(LoadTestShape):
+    """All producers at once, until the scenario has played; its arrival clock makes the load."""
 
     def tick(self) -> tuple[int, float] | None:
         if session.run is not None and self.runner.state != "ready" and session.ended:

@@ -3,7 +3,7 @@
 A pool of producers draws arrivals from one clock. `draw` returns at the arrival's instant, or at once if
 that has passed; whoever measures a latency starts from `Due.intended`, not from when a producer got round to
 it, so a stall of the server shows in every arrival that it held up. Late and skipped arrivals are counted
-here, and `Watch` tells whether the generator itself was the reason. Called by the load run's producers; needs
+here, and `Watch` tells whether the generator itself was the reason. Called by the generator's producers; needs
 nothing but the standard library and works the same with threads and greenlets.
 """
 
@@ -35,7 +35,7 @@ class ArrivalCounts:
     before any producer was free to take them. max_lag: the most that one began after its instant, in seconds.
     """
 
-    offered: int
+    offered: int = 0
     begun: int = 0
     late: int = 0
     queued: int = 0
@@ -47,13 +47,15 @@ class ArrivalCounts:
 class ArrivalClock:
     """Hands out arrivals in order, each to one caller, each not before its instant.
 
-    `times` are seconds from the start, ascending. An arrival that nobody took within `skip_after` seconds of
-    its instant is skipped and counted: the run must end, and a report that says "skipped" is honest about it.
+    `times` are seconds from the start, ascending; an arrival is known by its number in `numbers`, or by its place. An
+    arrival that nobody took within `skip_after` seconds of its instant is skipped and counted: the run must end, and a
+    report that says "skipped" is honest about it.
     """
 
     def __init__(
         self,
         times: Sequence[float],
+        numbers: Sequence[int] | None = None,
         *,
         skip_after: float = 30.0,
         now: Callable[[], float] = time.monotonic,
@@ -61,14 +63,26 @@ class ArrivalClock:
     ) -> None:
         if any(later < earlier for earlier, later in itertools.pairwise(times)):
             raise ValueError("arrival times must be ascending")
-        self.counts = ArrivalCounts(offered=len(times))
-        self._times = times
+        self.counts = ArrivalCounts()
         self._skip_after = skip_after
         self._now = now
         self._sleep = sleep
-        self._next = itertools.count()  # next() on it is atomic, so no lock guards the draw
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[float, int]] = []  # the next one last
         self._started = threading.Event()
         self._origin = 0.0
+        self.add(times, range(len(times)) if numbers is None else numbers)
+
+    def add(self, times: Sequence[float], numbers: Sequence[int]) -> None:
+        """Take over more arrivals, also while others are handed out: those of a generator that died."""
+        with self._lock:
+            self.counts.offered += len(times)
+            self._waiting = sorted([*self._waiting, *zip(times, numbers, strict=True)], reverse=True)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every arrival was handed out or skipped."""
+        return not self._waiting
 
     def start(self, origin: float) -> None:
         """Fix the instant, on the time scale of `now`, from which the arrival times count."""
@@ -88,17 +102,18 @@ class ArrivalClock:
         """Wait for the next arrival and return it; None when there is none left."""
         self._started.wait()
         while True:
-            index = next(self._next)
-            if index >= len(self._times):
-                return None
-            intended = self._origin + self._times[index]
+            with self._lock:
+                if not self._waiting:
+                    return None
+                at, number = self._waiting.pop()
+            intended = self._origin + at
             delay = intended - self._now()
             if delay > 0:
                 self._sleep(delay)
             lag = self._now() - intended
             if lag <= self._skip_after:
                 self._begin(lag, queued=delay < -LATE_AFTER)
-                return Due(index, intended)
+                return Due(number, intended)
             self.counts.skipped += 1
 
     def _begin(self, lag: float, *, queued: bool) -> None:

@@ -7,6 +7,7 @@ ledger and its producers measured.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ class Latencies:
         """Add one latency; `at` is when it began, in seconds from the start of the run."""
         micros = min(max(round(latency * 1e6), 1), round(LONGEST * 1e6))
         self.total.record_value(micros)
-        number = max(0, int(at / self.width))
-        window = self._windows.get(number)
-        if window is None:
+        self._window(max(0, int(at / self.width))).record_value(micros)
+
+    def _window(self, number: int) -> Any:
+        if number not in self._windows:
             # 1 % is enough for a plot, and a tenth of the memory of three digits.
-            window = self._windows[number] = _histogram(digits=2)
-        window.record_value(micros)
+            self._windows[number] = _histogram(digits=2)
+        return self._windows[number]
 
     def summary(self) -> dict[str, float | int | None]:
         """Count, percentiles and maximum in milliseconds; None where nothing was recorded."""
@@ -44,6 +46,17 @@ class Latencies:
     def windows(self) -> list[dict[str, float | int | None]]:
         """`summary` for each window that has any latency, with its start `t` in seconds."""
         return [{"t": number * self.width, **_summary(h)} for number, h in sorted(self._windows.items())]
+
+    def encode(self) -> dict[str, Any]:
+        """A form that travels between processes; `add` takes it back."""
+        windows = {number: histogram.encode() for number, histogram in self._windows.items()}
+        return {"total": self.total.encode(), "windows": windows}
+
+    def add(self, encoded: Mapping[str, Any]) -> None:
+        """Add what another process recorded, bucket by bucket."""
+        self.total.add(HdrHistogram.decode(encoded["total"]))
+        for number, histogram in encoded["windows"].items():
+            self._window(int(number)).add(HdrHistogram.decode(histogram))
 
     def save(self, directory: Path, began: float) -> None:
         """Write `NAME.hlog` (one histogram per window); `began` is the start of the run in epoch seconds."""

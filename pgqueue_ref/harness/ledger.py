@@ -197,6 +197,41 @@ def record_push(
     connection.execute(RECORD_PUSH, (key, job_id, kind, measured, intended_at))
 
 
+def record_pushes(connection: psycopg.Connection[Any], keys: Sequence[str], ids: Sequence[int], kind: str) -> None:
+    """Record a backlog that was pushed at once, in the transaction that pushed it; it is in no latency."""
+    connection.execute(
+        "INSERT INTO loadtest_pushed (key, job_id, kind, measured, intended_at)"
+        " SELECT key, id, %s, false, now() FROM unnest(%s::text[], %s::bigint[]) AS row(key, id)",
+        (kind, list(keys), list(ids)),
+    )
+
+
+def committed(connection: psycopg.Connection[Any], keys: Sequence[str]) -> set[str]:
+    """Which of these keys were pushed."""
+    rows = connection.execute("SELECT key FROM loadtest_pushed WHERE key = ANY(%s)", (list(keys),))
+    return {key for (key,) in rows}
+
+
+# A job may run twice only where a fault lies between its first start and its last end. Runs of the same attempt are
+# never explained: no fault hands an attempt out twice.
+UNEXPLAINED = """
+SELECT coalesce(sum(runs - attempts + CASE WHEN explained THEN 0 ELSE attempts - 1 END), 0) FROM (
+    SELECT sum(runs) AS runs, count(*) AS attempts,
+           EXISTS (SELECT FROM unnest(%s::float8[], %s::float8[]) AS fault(began, ended)
+                   WHERE min(started_at) <= to_timestamp(ended)
+                     AND max(finished_at) >= to_timestamp(began)) AS explained
+    FROM loadtest_effects GROUP BY job_id HAVING sum(runs) > 1
+) jobs
+"""
+
+
+def unexplained(connection: psycopg.Connection[Any], faults: Sequence[tuple[float, float]]) -> int:
+    """Runs beyond the first of a job that no fault explains; faults from and to, database time, epoch seconds."""
+    row = connection.execute(UNEXPLAINED, ([f for f, _ in faults], [t for _, t in faults])).fetchone()
+    assert row is not None  # noqa: S101  # for the type checker: an aggregate has one row
+    return int(row[0])
+
+
 def already_pushed(connection: psycopg.Connection[Any], key: str) -> bool:
     """Whether a push whose outcome the producer does not know was committed after all."""
     return connection.execute(ALREADY_PUSHED, (key,)).fetchone() is not None
@@ -307,8 +342,8 @@ SELECT EXISTS (SELECT FROM pgqueue_jobs WHERE status = 'pending')
 
 # For the progress line: jobs that wait still count with the time they have waited, or a stall would look
 # fast.
-RECENT_P99 = """
-SELECT percentile_cont(0.99) WITHIN GROUP (
+RECENT = """
+SELECT count(*), percentile_cont(0.99) WITHIN GROUP (
            ORDER BY extract(epoch FROM coalesce(e.started_at, clock_timestamp()) - p.intended_at)::float8),
        max(p.job_id)
 FROM loadtest_pushed p LEFT JOIN loadtest_effects e USING (job_id, key)
@@ -321,10 +356,10 @@ def latencies(connection: psycopg.Connection[Any]) -> Sequence[tuple[float, floa
     return connection.execute(START_LATENCIES).fetchall()
 
 
-def recent_p99(connection: psycopg.Connection[Any], after_job: int) -> tuple[float | None, int]:
-    """Start latency p99 (s) of the jobs pushed after job id `after_job`, and the newest job id."""
-    p99, newest = connection.execute(RECENT_P99, (after_job,)).fetchone() or (None, None)
-    return p99, newest if newest is not None else after_job
+def recent(connection: psycopg.Connection[Any], after_job: int) -> tuple[int, float | None, int]:
+    """Of the jobs pushed after job id `after_job`: how many, their start latency p99 (s), and the newest job id."""
+    count, p99, newest = connection.execute(RECENT, (after_job,)).fetchone() or (0, None, None)
+    return count, p99, newest if newest is not None else after_job
 
 
 def pushed_per_second(connection: psycopg.Connection[Any], began: float) -> dict[int, int]:

@@ -1,17 +1,17 @@
 """Puts a load run into Locust: options, the server, the run's beginning and end, the exit code.
 
 Called by loadtests/locustfile.py: `install` at import, then `Session` while Locust runs, headless or with
-its web page. Locust makes the arrivals and nothing else; it swallows exceptions of listeners, so each one
-here ends in one line and an exit code that is a failure until a run was judged.
+its web page, alone or as master or worker of several. Locust makes the arrivals and nothing else; it swallows
+exceptions of listeners, so each one here ends in one line and an exit code that is a failure until a run was judged.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +26,38 @@ from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import PERCENTILES_TO_REPORT, StatsCSVFileWriter
 
 from pgqueue_ref.core import QueueError
-from pgqueue_ref.harness import slo, traces
+from pgqueue_ref.harness import faults, fleet, slo
+from pgqueue_ref.harness.faults import FaultError
+from pgqueue_ref.harness.fleet import Fleet, Generators, Solo
+from pgqueue_ref.harness.generator import Generator
+from pgqueue_ref.harness.producer import Producer
 from pgqueue_ref.harness.run import LoadRun, RunError, Settings, headline
+from pgqueue_ref.harness.scenario import SCENARIOS, Scenario, ScenarioError
 from pgqueue_ref.harness.server import ProvisionError, Server, provision
 from pgqueue_ref.harness.slo import Exit, SloError, Verdict
 from pgqueue_ref.harness.traces import TraceError
 
-SCENARIO = "steady"
-# The four busiest weeks of the shipped log: 7,552 jobs, so that a minute asks 126 jobs/s on average and
-# several hundred in its bursts of two cores that also run the server, the workers and the generator.
-SHIPPED_WINDOW = ("56d", "84d")
-
-_USAGE = (TraceError, SloError, ProvisionError, RunError, QueueError, psycopg.Error)
+_USAGE = (TraceError, SloError, ScenarioError, FaultError, ProvisionError, RunError, QueueError, psycopg.Error)
 
 
 class Session:
-    """One Locust process: a server for as long as it lives, and a run each time a test is started."""
+    """One Locust process: a server for as long as it lives, and a run each time a test is started.
+
+    In a load worker of a distributed run there is neither, but the generator that the master's messages make.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.run: LoadRun | None = None
         self.aborted = False
+        self.settings: Settings
+        self._environment: Environment
         self._closing: str | None = None
-        self.in_flight = 0  # users that are with an arrival or wait for one
         self._options: Any
-        self._settings: Settings
         self._server: Server | None = None
         self._csv: tuple[StatsCSVFileWriter, gevent.Greenlet] | None = None
+        self._generator: Generator | None = None
+        self._generating = threading.Event()
 
     def listen(self) -> None:
         """Register with Locust's events."""
@@ -65,10 +70,12 @@ class Session:
         hooks.quitting.add_listener(self._on_quitting)
         hooks.quit.add_listener(self._on_quit)
 
+    # -- for Locust's users and shape -----------------------------------------------------------------
+
     @property
     def producers(self) -> int:
         """How many users to run."""
-        return self._settings.producers
+        return max(1, self.settings.scenario.producers)
 
     @property
     def ended(self) -> bool:
@@ -78,41 +85,82 @@ class Session:
         if (line := self.run.broken()) is not None:
             say(line)
             return True
-        counts = self.run.clock.counts
-        return counts.begun + counts.skipped >= counts.offered and self.in_flight == 0
+        return self.run.played
+
+    def producer(self) -> Producer:
+        """A producer of this process's generator."""
+        self._generating.wait()
+        assert self._generator is not None  # noqa: S101  # for the type checker: the event says that there is one
+        return self._generator.producer()
+
+    def produce(self, producer: Producer) -> bool:
+        """Push the next arrival when it is due; False once the run has ended."""
+        assert self._generator is not None  # noqa: S101  # for the type checker: it made the producer
+        return self._generator.produce(producer, self.tell)
+
+    def tell(self, name: str, latency: float, error: Exception | None, request: str = "push") -> None:
+        """Show a request in Locust's tables; latency in seconds."""
+        hooks: Any = self._environment.events
+        hooks.request.fire(
+            request_type=request,
+            name=name,
+            response_time=latency * 1000,
+            response_length=0,
+            exception=error,
+            context={},
+        )
+
+    # -- Locust's events ------------------------------------------------------------------------------
 
     def _on_init(self, environment: Environment, **_: Any) -> None:
         """Check everything that can be checked before anything is started, then find a server."""
-        environment.process_exit_code = Exit.CRASH_OR_USAGE
+        self._environment = environment
         # 0, the default, kills users in the middle of a query when somebody stops the test.
         environment.stop_timeout = environment.stop_timeout or 5.0
         self._options = environment.parsed_options
-        try:
-            if isinstance(environment.runner, MasterRunner | WorkerRunner):
-                raise RunError("this scenario runs in one Locust process; leave out --master, --worker, --processes")
+        if isinstance(environment.runner, WorkerRunner):
             assert_cooperative()
-            self._settings = settings_of(self._options, self.root)
-            self._server = provision(self._options.postgres)
+            fleet.serve(environment.runner, self._on_generator, gevent.spawn)
+            return
+        environment.process_exit_code = Exit.CRASH_OR_USAGE
+        try:
+            assert_cooperative()
+            self.settings = settings_of(self._options, self.root)
+            self._server = provision(self._options.postgres, settings=self.settings.scenario.server_settings)
+            if self._server.tier == "dsn" and any(fault.kind == "crash-postgres" for fault in self.settings.faults):
+                raise FaultError(f"--fault crash-postgres: {self._server.describe()} was not started here")
         except _USAGE as error:
             say(one_line(error))
             sys.exit(Exit.CRASH_OR_USAGE)
+        if isinstance(environment.runner, MasterRunner):
+            self._generators: Generators = Fleet(environment.runner)
+        else:
+            self._generators = Solo(self._on_generator)
         # Headless, Locust installs its own handler only after the test; until then SIGTERM would leave
         # orphans.
         gevent.signal_handler(signal.SIGTERM, self._on_sigterm)
         # Python raises KeyboardInterrupt in whatever greenlet runs just then, which ends that one and nothing else.
         gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
 
+    def _on_generator(self, generator: Generator) -> None:
+        self._generator = generator
+        self._generating.set()
+
     def _on_sigterm(self) -> None:
-        say(f"FAIL {SCENARIO} (exit {Exit.CRASH_OR_USAGE.value}): ended by SIGTERM, nothing was judged")
+        name = self.settings.scenario.name
+        say(f"FAIL {name} (exit {Exit.CRASH_OR_USAGE.value}): ended by SIGTERM, nothing was judged")
         self._on_quitting()
         os._exit(Exit.CRASH_OR_USAGE)  # sys.exit() in a greenlet would first let the test end as if it were done
 
     def _on_test_start(self, environment: Environment, **_: Any) -> None:
+        if isinstance(environment.runner, WorkerRunner):
+            return
         environment.process_exit_code = Exit.CRASH_OR_USAGE
         assert self._server is not None  # noqa: S101  # for the type checker: _on_init provisions or exits
-        self.aborted, self._closing, self.in_flight = False, None, 0
+        self.aborted, self._closing = False, None
         try:
-            self.run = LoadRun(self._settings, self._server, say)
+            self.settings = settings_of(self._options, self.root)  # a scenario is played once
+            self.run = LoadRun(self.settings, self._server, self._generators, say, self.tell)
             self.run.prepare()
             writer = StatsCSVFileWriter(environment, PERCENTILES_TO_REPORT, str(self.run.directory / "locust"))
             self._csv = (writer, gevent.spawn(writer))
@@ -167,11 +215,13 @@ class Session:
 
     def _on_quit(self, exit_code: int, **_: Any) -> None:
         """After Locust's own tables, so that the verdict is the last thing on the terminal."""
+        if isinstance(self._environment.runner, WorkerRunner):
+            return
         if self._closing is not None:
             if self._options.headless:
                 say(self._closing)
         elif exit_code:
-            say(f"FAIL {SCENARIO} (exit {exit_code}): no run was finished and judged")
+            say(f"FAIL {self._options.scenario} (exit {exit_code}): no run was finished and judged")
 
 
 def install(root: Path) -> Session:
@@ -215,69 +265,65 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("PGQUEUE_DATABASE_URL") or "auto",
         help="auto, docker[:IMAGE], embedded[:16|:18], local[:PATH] or a DSN; else PGQUEUE_DATABASE_URL, else auto",
     )
-    option("--trace", metavar="FILE", default=None, help="SWF or CSV (at,duration,kind); default: the shipped NASA log")
-    option("--trace-from", metavar="TIME", default=None, help="begin there in the trace, e.g. 56d")
-    option("--trace-to", metavar="TIME", default=None, help="end there in the trace, e.g. 84d")
-    option("--fit", metavar="SECONDS", type=float, default=60.0, help="let the trace pass in this time (default 60)")
-    option("--speedup", type=float, default=None, help="divide arrival times by this, instead of --fit")
-    option("--duration-scale", type=float, default=None, help="multiply durations (default: 1 / speedup)")
-    option("--queue-workers", type=int, default=2, help="worker processes (default 2)")
-    option("--slots", type=int, default=32, help="concurrent jobs per worker process (default 32)")
-    option("--producers", type=int, default=32, help="connections that push (default 32)")
     option(
-        "--drain-timeout",
-        metavar="SECONDS",
-        type=float,
-        default=60.0,
-        help="how long the backlog may take (default 60)",
+        "--scenario", metavar="NAME", default="steady", help=f"one of {', '.join(sorted(SCENARIOS))} (default steady)"
     )
+    option("--quick", action="store_true", help="about a minute instead of the full profile")
+    option(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a parameter of the scenario, such as rate=200 or workers=4; may be given more than once",
+    )
+    option("--seed", type=int, default=1, help="of everything that is left to chance (default 1)")
+    option(
+        "--fault",
+        metavar="KIND@TIME",
+        default="",
+        help=f"e.g. kill-worker@20s,pause-worker@40s:15s; {', '.join(faults.KINDS)}",
+    )
+    option("--trace", metavar="FILE", default=None, help="steady: SWF or CSV (at,duration,kind); default: the NASA log")
+    option("--trace-from", metavar="TIME", default=None, help="steady: begin there in the trace, e.g. 56d")
+    option("--trace-to", metavar="TIME", default=None, help="steady: end there in the trace, e.g. 84d")
+    option("--speedup", type=float, default=None, help="steady: divide arrival times by this, instead of --set seconds")
+    option("--duration-scale", type=float, default=None, help="steady: multiply durations (default: 1 / speedup)")
     option("--slo", metavar="FILE", default=None, help="objectives (default: loadtests/slo.toml)")
     option("--runs", metavar="DIR", default="runs", help="where run directories go (default: runs)")
     option("--summary", metavar="FILE", default=None, help="also write the figures there as JSON")
 
 
 def settings_of(options: argparse.Namespace, root: Path) -> Settings:
-    """Read and check everything the options name. Raises `TraceError`, `SloError` or `RunError`."""
-    for name in ("queue_workers", "slots", "producers"):
-        if getattr(options, name) < 1:
-            raise RunError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(options, name)}")
-    for name in ("fit", "drain_timeout"):
-        value = getattr(options, name)
-        if not (value > 0 and math.isfinite(value)):
-            raise RunError(f"--{name.replace('_', '-')} must be a positive number of seconds, not {value:g}")
+    """Read and check everything the options name. Raises one-line errors."""
+    scenario = scenario_of(options)
+    for name in ("slots", "producers"):
+        if getattr(scenario, name) < 1:
+            raise RunError(f"--set {name}={getattr(scenario, name)}: it must be 1 or more")
     summary = Path(options.summary) if options.summary else None
     if summary is not None and not summary.absolute().parent.is_dir():
         raise RunError(f"--summary {summary}: there is no such directory; make it first")
-    trace, source = trace_of(options)
+    scenario.prepare(options)
     return Settings(
-        scenario=SCENARIO,
-        trace=trace,
-        trace_source=source,
-        objectives=slo.load(options.slo or root / "loadtests" / "slo.toml", SCENARIO),
+        scenario=scenario,
+        objectives=slo.load(options.slo or root / "loadtests" / "slo.toml", scenario.name),
         app="loadtests._handlers:kinds",
         root=root,
         runs=Path(options.runs),
-        workers=options.queue_workers,
-        slots=options.slots,
-        producers=options.producers,
-        drain_timeout=options.drain_timeout,
+        faults=faults.parse(options.fault),
         summary=summary,
     )
 
 
-def trace_of(options: argparse.Namespace) -> tuple[traces.Trace, str]:
-    """The trace, cut and scaled, and in words what was done to it. Raises `TraceError`."""
-    window = (options.trace_from, options.trace_to)
-    if options.trace is None and window == (None, None):
-        window = SHIPPED_WINDOW
-    whole = traces.load(options.trace or traces.SHIPPED)
-    start = traces.seconds(window[0]) if window[0] else 0.0
-    end = traces.seconds(window[1]) if window[1] else math.inf
-    cut = traces.window(whole, start, end)
-    length = min(end, whole.span) - start
-    speedup = options.speedup if options.speedup is not None else max(length, 1e-9) / options.fit
-    duration_scale = options.duration_scale if options.duration_scale is not None else 1 / speedup if speedup else 0.0
-    scaled = traces.scale(cut, speedup=speedup, duration_scale=duration_scale)
-    part = f"from {window[0] or 'the start'} to {window[1] or 'the end'}" if any(window) else "whole"
-    durations = f"times {duration_scale:.3g}" if options.duration_scale is not None else "alike"
-    return scaled, f"{whole.name} {part}, {speedup:,.6g} times as fast, durations scaled {durations}"
+def scenario_of(options: argparse.Namespace) -> Scenario:
+    """The scenario with its parameters. Raises `ScenarioError`."""
+    if options.scenario not in SCENARIOS:
+        raise ScenarioError(
+            f"--scenario {options.scenario}: there is none of that name, only {', '.join(sorted(SCENARIOS))}"
+        )
+    overrides = {}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ScenarioError(f"--set {text}: write NAME=VALUE, such as rate=200")
+        overrides[name] = value
+    return SCENARIOS[options.scenario](quick=options.quick, overrides=overrides, seed=options.seed)

@@ -27,6 +27,7 @@ class WorkerProcess:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    excused: bool = False  # its end is part of the run
 
     @property
     def pid(self) -> int:
@@ -36,7 +37,7 @@ class WorkerProcess:
     def died(self) -> str | None:
         """One line about a worker that ended unasked, None while it runs."""
         code = self.process.poll()
-        if code is None:
+        if code is None or self.excused:
             return None
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return f"{self.name} ended {how}: {self._last_words()} (see {self.log})"
@@ -70,30 +71,26 @@ class WorkerProcess:
         return lines[-1][:300] if lines else "it wrote nothing"
 
 
-def start_workers(
-    count: int, *, app: str, slots: int, root: Path, logs: Path, environment: Mapping[str, str]
-) -> Sequence[WorkerProcess]:
-    """Start `count` workers on the handlers of `app` (`module:kinds`, importable from `root`).
+def start_worker(
+    number: int, *, app: str, root: Path, logs: Path, environment: Mapping[str, str], options: Sequence[str] = ()
+) -> WorkerProcess:
+    """Start a worker on the handlers of `app` (`module:kinds`, importable from `root`) with these further options.
 
     `environment` is added to this process's own; it carries the database URL, so that no password is on a
-    command line. They are killed at the latest when this process exits.
+    command line. It is killed at the latest when this process exits.
     """
-    command = [sys.executable, "-m", "pgqueue_ref", "worker", "--app", app]
-    command += ["--max-concurrent-jobs", str(slots), "--grace", str(GRACE)]
-    workers = []
-    for number in range(1, count + 1):
-        log = logs / f"worker-{number}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603  # our own command line, no shell
-                command,
-                cwd=root,
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        worker = WorkerProcess(f"worker {number}", process, log)
-        atexit.register(worker.kill)
-        workers.append(worker)
-    return workers
+    command = [sys.executable, "-m", "pgqueue_ref", "worker", "--app", app, "--grace", str(GRACE), *options]
+    log = logs / f"worker-{number}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603  # our own command line, no shell
+            command,
+            cwd=root,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    worker = WorkerProcess(f"worker {number}", process, log)
+    atexit.register(worker.kill)
+    return worker

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import psycopg
 
-from pgqueue_ref.core import Queue, QueueError
+from pgqueue_ref.core import Queue, QueueBusy, QueueError, translate
 from pgqueue_ref.harness import ledger
 from pgqueue_ref.harness.traces import Arrival
 
@@ -36,16 +36,23 @@ class Producer:
         self._clock = clock
         self._connection: psycopg.Connection[Any] | None = connect()
 
-    def push(self, key: str, arrival: Arrival, intended: float, report: Report) -> bool:
-        """Push one arrival whose intended instant is `intended` (monotonic); True once it is committed."""
+    def push(
+        self, key: str, arrival: Arrival, intended: float, report: Report, *, max_in_flight: int | None = None
+    ) -> bool:
+        """Push one arrival whose intended instant is `intended` (monotonic); True once it is committed.
+
+        A queue that is busy (`max_in_flight`) is an answer, not a failure: it is reported and not tried again.
+        """
         deadline = time.monotonic() + GIVE_UP_AFTER
         failed = 0
         while True:
             try:
-                self._push_once(key, arrival, intended, again=failed > 0)
-            except (QueueError, psycopg.Error) as error:
+                self._push_once(key, arrival, intended, again=failed > 0, max_in_flight=max_in_flight)
+            except (QueueError, psycopg.Error) as raised:
+                # The ledger's own statements raise the driver's errors.
+                error = translate(raised) if isinstance(raised, psycopg.Error) else raised
                 report(arrival.kind, time.monotonic() - intended, error)
-                if time.monotonic() > deadline:
+                if isinstance(error, QueueBusy) or time.monotonic() > deadline:
                     return False
                 time.sleep(_PAUSES[min(failed, len(_PAUSES) - 1)])
                 failed += 1
@@ -59,13 +66,16 @@ class Producer:
             self._connection.close()
             self._connection = None
 
-    def _push_once(self, key: str, arrival: Arrival, intended: float, *, again: bool) -> None:
+    def _push_once(
+        self, key: str, arrival: Arrival, intended: float, *, again: bool, max_in_flight: int | None
+    ) -> None:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
         connection = self._connection
         if again and ledger.already_pushed(connection, key):
             return
         with connection.transaction():
-            pushed = Queue(connection).push(arrival.kind, {"service_seconds": arrival.duration}, key=key)
+            queue = Queue(connection, max_in_flight=max_in_flight)
+            pushed = queue.push(arrival.kind, {"service_seconds": arrival.duration}, key=key)
             intended_at = self._clock.at(intended)
             ledger.record_push(connection, key, pushed.id, arrival.kind, intended_at, measured=True)

@@ -16,16 +16,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgqueue_ref.harness import manifest, report
-from pgqueue_ref.harness.clock import ArrivalClock, Watch
+from pgqueue_ref.harness.faults import Injected
+from pgqueue_ref.harness.generator import Tally
 from pgqueue_ref.harness.latency import Latencies
 from pgqueue_ref.harness.ledger import DatabaseClock, Ledger
 from pgqueue_ref.harness.sampler import Sampler
 from pgqueue_ref.harness.slo import Check, Verdict
+from pgqueue_ref.harness.traces import Arrival
 
 if TYPE_CHECKING:  # run.py imports this module
-    from pgqueue_ref.harness.run import Progress, Settings
+    from pgqueue_ref.harness.run import Settings
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+
+@dataclass(slots=True)
+class Phase:
+    """A named part of a run; times in seconds from its start."""
+
+    name: str
+    at: float
+    until: float = math.inf
 
 
 @dataclass(slots=True)
@@ -34,12 +45,6 @@ class Measured:
 
     run_id: str
     settings: Settings
-    progress: Progress
-    clock: ArrivalClock
-    watch: Watch
-    push_latency: Latencies
-    start_latency: Latencies
-    end_latency: Latencies
     server: dict[str, Any] = field(default_factory=dict)
     began: float = 0.0  # database time, epoch seconds
     arrivals_ended: float = 0.0
@@ -47,44 +52,80 @@ class Measured:
     database_clock: DatabaseClock | None = None
     clock_drift: float | None = None
     ledger: Ledger | None = None
+    unexplained: int | None = None
     sampler: Sampler | None = None
-    finished: list[float] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    offered: list[tuple[float, Arrival]] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
+    faults: list[Injected] = field(default_factory=list)
+    found: list[dict[str, Any]] = field(default_factory=list)
+    plots: list[dict[str, Any]] = field(default_factory=list)
+    latencies: list[tuple[float, float, float]] = field(default_factory=list)  # at, to the start, to the end
     pushed_per_second: dict[int, int] = field(default_factory=dict)
+    push_latency: Latencies = field(init=False)
+    start_latency: Latencies = field(init=False)
+    end_latency: Latencies = field(init=False)
+
+    def __post_init__(self) -> None:
+        width = self.settings.scenario.window
+        self.push_latency, self.start_latency = Latencies("push", width), Latencies("start", width)
+        self.end_latency = Latencies("end-to-end", width)
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The sampler's rows."""
+        return self.sampler.samples if self.sampler else []
+
+    @property
+    def loaded(self) -> tuple[float, float]:
+        """From the first to the last instant for which an arrival was intended."""
+        return (min(at for at, _ in self.offered), max(at for at, _ in self.offered)) if self.offered else (0.0, 0.0)
 
 
 def build_result(measured: Measured) -> dict[str, Any]:
     """The result document, without the verdict. What was not measured is null, never 0."""
-    samples = measured.sampler.samples if measured.sampler else []
+    samples = measured.samples
+    finished = len(measured.latencies)
     return {
         "schema_version": SCHEMA_VERSION,
-        "scenario": measured.settings.scenario,
+        "scenario": measured.settings.scenario.name,
+        "scenario_text": measured.settings.scenario.text,
         "run": measured.run_id,
         "arrivals": _arrivals(measured),
-        "requests": {"failures": measured.progress.failures, "errors": measured.progress.errors},
+        "requests": {
+            "failures": measured.tally.failures,
+            "errors": dict(measured.tally.errors),
+            "refused": dict(measured.tally.refused),
+        },
+        "found": measured.found,
         "latency": {
             "start": measured.start_latency.summary(),
             "push": measured.push_latency.summary(),
             "end_to_end": measured.end_latency.summary(),
         },
         "throughput": {
-            "finished": len(measured.finished),
-            "per_second": _rate(len(measured.finished), measured.drained_at),
+            "finished": finished,
+            "per_second": _rate(finished, measured.drained_at),
         },
         "backlog": {
             "samples": len(samples),
+            "growth_ratio": _growth_ratio(measured),
             "max_pending": max((row["pending"] for row in samples), default=None),
             "drain_seconds": round(measured.drained_at - measured.arrivals_ended, 3),
         },
-        "ledger": asdict(measured.ledger) if measured.ledger else None,
+        "ledger": asdict(measured.ledger) | {"unexplained": measured.unexplained} if measured.ledger else None,
         "generator": _generator(measured),
         "database": {
             "wal_bytes": samples[-1]["wal_bytes"] if samples else None,
-            "wal_bytes_per_job": _per_job(samples, len(measured.finished)),
+            "wal_bytes_per_job": _per_job(samples, finished),
             "max_connections_seen": max((row["connections"] for row in samples), default=None),
             "max_dead_tuples": max((row["dead_tuples"] for row in samples), default=None),
             "waits": _waits(samples),
             "failed_samples": measured.sampler.failures if measured.sampler else None,
         },
+        "phases": [{"name": phase.name, "from": phase.at, "to": phase.until} for phase in measured.phases],
+        "faults": [asdict(fault) for fault in measured.faults],
+        "plots": measured.plots,
         "series": _series(measured, samples),
     }
 
@@ -111,33 +152,37 @@ def write_run(directory: Path, measured: Measured, result: dict[str, Any], verdi
 
 
 def build_manifest(measured: Measured) -> dict[str, Any]:
-    """What the run was. `seed` is null because a replayed trace leaves nothing to chance."""
-    settings = measured.settings
+    """What the run was. `parameters` holds every figure the scenario was given, `seed` what its chances came from."""
+    settings, scenario = measured.settings, measured.settings.scenario
     clock = measured.database_clock
+    arrivals = [arrival for _, arrival in measured.offered]
+    first, last = measured.loaded
     return {
         "run": measured.run_id,
-        "scenario": settings.scenario,
+        "scenario": scenario.name,
         "command": manifest.command(),
         "git": manifest.revision(settings.root),
         "versions": manifest.versions(),
         "machine": manifest.machine(),
         "server": measured.server,
-        "seed": None,
+        "seed": scenario.seed,
         "began_epoch": measured.began,
+        "parameters": scenario.parameters(),
+        "faults": [f"{fault.kind} at {fault.at:g} s" for fault in settings.faults],
         "trace": {
-            "source": settings.trace_source,
-            "jobs": len(settings.trace.arrivals),
-            "seconds": settings.trace.span,
-            "service_seconds": sum(arrival.duration for arrival in settings.trace.arrivals),
-            "kinds": settings.trace.kinds,
-            "unusable": settings.trace.unusable,
-            "acknowledgement": list(settings.trace.credits),
+            "source": scenario.source,
+            "jobs": len(arrivals),
+            "seconds": last - first,
+            "service_seconds": sum(arrival.duration for arrival in arrivals),
+            "kinds": dict(Counter(arrival.kind for arrival in arrivals).most_common()),
+            "unusable": scenario.unusable,
+            "acknowledgement": list(scenario.credits),
         },
         "settings": {
-            "workers": settings.workers,
-            "slots_per_worker": settings.slots,
-            "producers": settings.producers,
-            "drain_timeout_seconds": settings.drain_timeout,
+            "workers": scenario.workers,
+            "slots_per_worker": scenario.slots,
+            "producers": scenario.producers,
+            "drain_timeout_seconds": scenario.drain_timeout,
         },
         "database_clock": {
             "offset_error_seconds": clock.error if clock else None,
@@ -165,45 +210,63 @@ def summary(result: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, An
                 "ok": check["ok"],
             }
             for check in result["slo"]
+            if not check["skipped"]
         ],
     }
 
 
 def _arrivals(measured: Measured) -> dict[str, Any]:
-    counts, achieved = measured.clock.counts, measured.progress.achieved
-    seconds = max(measured.arrivals_ended, measured.settings.trace.span)
+    tally, offered, achieved = measured.tally, len(measured.offered), sum(measured.pushed_per_second.values())
+    first, last = measured.loaded
     return {
-        "offered": counts.offered,
+        "offered": offered,
         "achieved": achieved,
-        "achieved_ratio": achieved / counts.offered if counts.offered else None,
-        "late": counts.late,
-        "late_ratio": counts.late / counts.offered if counts.offered else None,
-        "late_queued": counts.queued,
-        "skipped": counts.skipped,
-        "max_lag_ms": counts.max_lag * 1000,
-        "offered_per_second": _rate(counts.offered, measured.settings.trace.span),
-        "achieved_per_second": _rate(achieved, seconds),
+        "achieved_ratio": achieved / offered if offered else None,
+        "refused": sum(tally.refused.values()),
+        "late": tally.late,
+        "late_ratio": tally.late / offered if offered else None,
+        "late_queued": tally.queued,
+        "skipped": tally.skipped,
+        "max_lag_ms": tally.max_lag * 1000,
+        "offered_per_second": _rate(offered, last - first),
+        "achieved_per_second": _rate(achieved, max(measured.arrivals_ended, last) - first),
     }
 
 
+def _growth_ratio(measured: Measured) -> float | None:
+    """How fast the backlog grew while load came, as a share of the rate at which it came.
+
+    The slope of a least-squares line through the pending jobs of each second, over the arrivals of a second.
+    """
+    first, last = measured.loaded
+    points = [(row["t"], row["pending"]) for row in measured.samples if first <= row["t"] <= last]
+    rate = _rate(len(measured.offered), last - first)
+    if len(points) < 10 or not rate:
+        return None
+    middle = sum(t for t, _ in points) / len(points)
+    spread = sum((t - middle) ** 2 for t, _ in points)
+    slope: float = sum((t - middle) * pending for t, pending in points) / spread
+    return slope / rate
+
+
 def _generator(measured: Measured) -> dict[str, Any]:
-    counts, watch = measured.clock.counts, measured.watch
-    late = watch.late_when_saturated(counts, measured.clock.origin)
+    tally, offered = measured.tally, len(measured.offered)
     return {
-        "late": late,
-        "late_ratio": late / counts.offered if counts.offered else None,
-        "saturated_seconds": watch.saturated_seconds(),
-        "max_cpu_share": watch.max_cpu_share,
-        "max_loop_lag_ms": watch.max_lag * 1000,
+        "late": tally.saturated,
+        "late_ratio": tally.saturated / offered if offered else None,
+        "saturated_seconds": tally.saturated_seconds,
+        "max_cpu_share": tally.max_cpu_share,
+        "max_loop_lag_ms": tally.max_loop_lag * 1000,
         "clock_drift_ms": None if measured.clock_drift is None else measured.clock_drift * 1000,
     }
 
 
 def _series(measured: Measured, samples: list[dict[str, Any]]) -> dict[str, Any]:
     """What the plots show, per second of the run (`t` is the start of the second) or per latency window."""
-    end = math.ceil(max([measured.drained_at, measured.settings.trace.span, *measured.finished]))
-    offered = Counter(int(arrival.at) for arrival in measured.settings.trace.arrivals)
-    finished = Counter(max(0, int(at)) for at in measured.finished)
+    finishes = [at + end for at, _, end in measured.latencies]
+    end = math.ceil(max([measured.drained_at, measured.loaded[1], *finishes]))
+    offered = Counter(int(at) for at, _ in measured.offered)
+    finished = Counter(max(0, int(at)) for at in finishes)
     seconds = range(end + 1)
     return {
         "t": list(seconds),
@@ -214,8 +277,9 @@ def _series(measured: Measured, samples: list[dict[str, Any]]) -> dict[str, Any]
         "start_latency": measured.start_latency.windows(),
         "push_latency": measured.push_latency.windows(),
         "samples": [
-            {key: row[key] for key in ("t", "pending", "running", "failed", "dead_tuples", "wal_bytes",
-                                       "connections", "machine_cpu_percent")}
+            {key: row[key] for key in ("t", "pending", "running", "failed", "dead_tuples", "wal_bytes", "table_bytes",
+                                       "index_bytes", "xmin_age", "connections", "worker_rss_bytes",
+                                       "machine_cpu_percent")}
             for row in samples
         ],
     }  # fmt: skip
@@ -247,6 +311,7 @@ def _check(check: Check) -> dict[str, Any]:
         "unit": objective.unit,
         "bound": objective.bound,
         "ok": check.ok,
+        "skipped": check.skipped,
         "reason": check.reason,
     }
 

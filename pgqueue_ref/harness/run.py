@@ -1,9 +1,8 @@
 """One load run from an empty schema to a verdict.
 
-The order is that of the methods: `prepare` (schema, ledger, workers, warm-up), `begin` (the arrival clock
-starts), producers push until the clock is through, `finish` (drain, stop, reconcile, judge, write). The
-exit code is `CRASH_OR_USAGE` until `finish` has evaluated everything. Called by the Locust plugin; knows
-nothing of Locust itself.
+The order is that of the methods: `prepare` (schema, ledger, workers, warm-up), `begin` (the scenario plays), `finish`
+(drain, stop, reconcile, judge, write). The exit code is `CRASH_OR_USAGE` until `finish` has evaluated everything.
+Called by the Locust plugin; knows nothing of Locust itself. Scenarios use the methods between `begin` and `finish`.
 
 Every run has a schema of its own, so it can be pointed at a server that carries other work. The schema is
 dropped at the end, except when the run did not pass on a server that somebody else runs: then it is left
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,23 @@ import psycopg
 from psycopg import sql
 
 from pgqueue_ref.core import NewJob, Queue, connect
-from pgqueue_ref.harness import ledger, manifest, traces
-from pgqueue_ref.harness.clock import ArrivalClock, Watch
+from pgqueue_ref.harness import faults, ledger, manifest
+from pgqueue_ref.harness.fleet import Generators
+from pgqueue_ref.harness.generator import Setup, Share
 from pgqueue_ref.harness.latency import Latencies
-from pgqueue_ref.harness.processes import GRACE, WorkerProcess, start_workers
-from pgqueue_ref.harness.producer import Producer
-from pgqueue_ref.harness.result import Measured, build_result, write_run
+from pgqueue_ref.harness.processes import GRACE, WorkerProcess, start_worker
+from pgqueue_ref.harness.producer import Report
+from pgqueue_ref.harness.result import Measured, Phase, build_result, write_run
 from pgqueue_ref.harness.sampler import Sampler
+from pgqueue_ref.harness.scenario import Scenario
 from pgqueue_ref.harness.server import Server
 from pgqueue_ref.harness.slo import Exit, Objective, Verdict, evaluate
+from pgqueue_ref.harness.traces import Arrival
 
-LEAD = 0.5  # seconds from the start of the clock to the origin, so that every producer is in place
+LEAD = 0.5  # seconds from the offer to the origin of its arrivals, so that every generator knows of it
 WARM_UP_SERVICE = 0.05  # seconds; longer than a claim, so that one worker alone cannot take every warm-up job
 PROGRESS_EVERY = 5.0  # seconds
+FILL_CHUNK = 5_000
 
 
 class RunError(RuntimeError):
@@ -49,56 +52,58 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run is asked to do. Times in seconds; `trace` is already cut and scaled."""
+    """What a run is asked to do."""
 
-    scenario: str
-    trace: traces.Trace
-    trace_source: str  # which file, which part of it, scaled how: for people
+    scenario: Scenario
     objectives: Sequence[Objective]
     app: str  # module:kinds of the handlers, importable from `root`
     root: Path
     runs: Path
-    workers: int = 2
-    slots: int = 32
-    producers: int = 32
-    drain_timeout: float = 60.0
+    faults: Sequence[faults.Fault] = ()
     summary: Path | None = None
 
 
 @dataclass(slots=True)
-class Progress:
-    """Counts for the progress line and the result. Only greenlets write them, never across a wait."""
+class Live:
+    """The newest line of progress: t (s), rate (jobs/s), start p99 (s), errors; and the newest sample."""
 
-    achieved: int = 0
-    failures: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
+    t: float = 0.0
+    rate: float = 0.0
+    start_p99: float | None = None
+    errors: int = 0
+    sample: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LoadRun:
-    """See the module. `say` takes lines for people."""
+    """See the module. `say` takes lines for people, `tell` each request for Locust's own tables."""
 
-    def __init__(self, settings: Settings, server: Server, say: Callable[[str], None]) -> None:
-        self.settings = settings
-        self.server = server
+    def __init__(
+        self,
+        settings: Settings,
+        server: Server,
+        generators: Generators,
+        say: Callable[[str], None],
+        tell: Report = lambda kind, latency, error: None,
+    ) -> None:
+        self.settings, self.server, self.say, self.tell = settings, server, say, tell
+        self.scenario = settings.scenario
         self.result: dict[str, Any] = {}
-        self.progress = Progress()
+        self.live: list[Live] = []
+        self.workers: list[WorkerProcess] = []
+        self.played = False
         began = datetime.datetime.now(datetime.UTC)
-        self.id = f"{began:%Y%m%dT%H%M%S}-{settings.scenario}"
+        self.id = f"{began:%Y%m%dT%H%M%S}-{self.scenario.name}"
         self.schema = f"pgqueue_load_{began:%Y%m%d_%H%M%S_%f}"
         self.directory = settings.runs / self.id
-        self.clock = ArrivalClock([arrival.at for arrival in settings.trace.arrivals])
-        self._say = say
-        self._watch = Watch()
-        self._workers: Sequence[WorkerProcess] = ()
+        self.measured = Measured(self.id, settings)
+        self.generators = generators
         self._incidents: list[tuple[Exit, str]] = []
+        self._started = 0  # workers, ever
         self._drained = True
         self._done = threading.Event()
-        width = max(1.0, settings.trace.span / 60)
-        self._push_latency = Latencies("push", width)
-        self._measured = Measured(
-            self.id, settings, self.progress, self.clock, self._watch, self._push_latency, Latencies("start", width),
-            Latencies("end-to-end", width),
-        )  # fmt: skip
+        self._sampler: Sampler | None = None
+        self._origin = time.monotonic()
+        self._database_clock: ledger.DatabaseClock
 
     # -- Before ---------------------------------------------------------------------------------------
 
@@ -108,19 +113,18 @@ class LoadRun:
         Raises `RunError`, `QueueError` or `psycopg.Error`.
         """
         self._make_directory()
-        with self._connect("loadtest") as connection:
-            self._say(f"{self.id}: {self.server.describe()}, {self.settings.trace_source}")
+        with self.connect("loadtest") as connection:
+            self.say(f"{self.id}: {self.server.describe()}, {self.scenario.source}")
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.schema)))
             self._migrate()
             ledger.create(connection)
-            self._measured.server = manifest.server_facts(connection, self.server.describe())
+            self.measured.server = manifest.server_facts(connection, self.server.describe())
             self._start_workers(connection)
             self._database_clock = ledger.DatabaseClock.measure(connection)
-        self._measured.database_clock = self._database_clock
-
-    def producer(self) -> Producer:
-        """A producer with a connection of its own."""
-        return Producer(lambda: self._connect("loadtest producer"), self._database_clock)
+        self.measured.database_clock = self._database_clock
+        tolerated = {*self.scenario.tolerates, *(faults.TOLERATED if self.settings.faults else ())}
+        setup = Setup(self.server.dsn, self.schema, self.scenario.window, sorted(tolerated))
+        self.generators.setup(setup, self.committed)
 
     def _make_directory(self) -> None:
         try:
@@ -128,122 +132,229 @@ class LoadRun:
         except OSError as error:
             raise RunError(f"{self.directory}: cannot be made ({error.strerror}); choose another --runs") from error
 
-    def _connect(self, name: str, **settings: Any) -> psycopg.Connection[Any]:
-        return connect(self.server.dsn, schema=self.schema, application_name=name, **settings)
-
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """What a worker of this run needs to know."""
         return {
             "PGQUEUE_DATABASE_URL": self.server.dsn,
             "PGQUEUE_SCHEMA": self.schema,
-            "PGQUEUE_LOADTEST_KINDS": ",".join(self.settings.trace.kinds),
-            "PGQUEUE_LOADTEST_SLOTS": str(self.settings.slots),
+            "PGQUEUE_LOADTEST_KINDS": ",".join(self.scenario.kinds),
+            "PGQUEUE_LOADTEST_SLOTS": str(self.scenario.slots),
+            **self.scenario.environment,
         }
 
     def _migrate(self) -> None:
         command = [sys.executable, "-m", "pgqueue_ref", "migrate"]
-        environment = {**os.environ, **self._environment()}
+        environment = {**os.environ, **self.environment()}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603  # our own command
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["it wrote nothing"]
             raise RunError(f"pgqueue-ref migrate failed: {manifest.masked(lines[-1])}")
 
     def _start_workers(self, connection: psycopg.Connection[Any]) -> None:
-        settings = self.settings
-        self._workers = start_workers(
-            settings.workers,
-            app=settings.app,
-            slots=settings.slots,
-            root=settings.root,
-            logs=self.directory,
-            environment=self._environment(),
-        )
-        wanted = {f"pid-{worker.pid}" for worker in self._workers}
+        scenario = self.scenario
+        for _ in range(scenario.workers):
+            self.start_worker()
+        wanted = {f"pid-{worker.pid}" for worker in self.workers}
         deadline = time.monotonic() + 60
-        for turn in range(1_000_000):
+        turn = 0
+        while wanted:
             # More than all workers but one can hold: every one of them has to take a share.
-            self._push_warm_up(connection, turn, settings.slots * settings.workers)
+            self._push_warm_up(connection, turn, scenario.slots * scenario.workers)
             self._wait_idle(connection, deadline)
+            turn += 1
             seen = {name for (name,) in connection.execute("SELECT DISTINCT worker FROM loadtest_effects")}
             if wanted <= seen:
-                self._say(f"{len(wanted)} workers are at work ({settings.slots} slots each)")
+                self.say(f"{len(wanted)} workers are at work ({scenario.slots} slots each)")
                 return
             if time.monotonic() > deadline:
                 raise RunError(f"{len(wanted - seen)} workers took no job within 60 s; see {self.directory}")
 
     def _push_warm_up(self, connection: psycopg.Connection[Any], turn: int, count: int) -> None:
-        kind = next(iter(self.settings.trace.kinds))
+        kind = self.scenario.kinds[0]
         payload = {"service_seconds": WARM_UP_SERVICE}
         keys = [f"warm-up-{turn}-{n}" for n in range(count)]
         with connection.transaction():
             pushed = Queue(connection).push_many([NewJob(kind, payload, key=key) for key in keys])
-            for key, job in zip(keys, pushed, strict=True):
-                ledger.record_push(connection, key, job.id, kind, time.time(), measured=False)
+            ledger.record_pushes(connection, keys, [job.id for job in pushed], kind)
 
     def _wait_idle(self, connection: psycopg.Connection[Any], deadline: float) -> None:
         while ledger.active(connection) and time.monotonic() < deadline:
-            if died := [line for worker in self._workers if (line := worker.died())]:
-                raise RunError("; ".join(died))
+            self.check()
             time.sleep(0.05)
 
     # -- While ----------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Start the arrival clock, the sampler, the watch over the generator and the progress lines."""
-        origin = time.monotonic() + LEAD
-        self._measured.began = self._database_clock.at(origin)
+        """Start the sampler, the progress lines, the faults and the scenario."""
+        self._origin = time.monotonic()
+        self.measured.began = self._database_clock.at(self._origin)
         self._sampler = Sampler(
-            lambda: self._connect("loadtest sampler"), self.directory / "samples.csv", origin=origin
+            lambda: self.connect("loadtest sampler"),
+            self.directory / "samples.csv",
+            origin=self._origin,
+            processes=lambda: [worker.pid for worker in self.workers if worker.process.poll() is None],
         )
-        self._measured.sampler = self._sampler
+        self.measured.sampler = self._sampler
         self._sampler.start()
-        threading.Thread(target=self._keep_watch, name="watch", daemon=True).start()
         threading.Thread(target=self._tell_progress, name="progress", daemon=True).start()
-        self.clock.start(origin)
+        self.spawn(faults.inject, self, self.settings.faults, self.measured.faults)
+        self.spawn(self._play)
 
-    def produce(self, producer: Producer, report: Callable[[str, float, Exception | None], None]) -> bool:
-        """Push the next arrival when it is due; False when there is none left."""
-        due = self.clock.draw()
-        if due is None:
-            return False
-        at = due.intended - self.clock.origin
+    def _play(self) -> None:
+        try:
+            self.scenario.play(self)
+        finally:
+            self.measured.arrivals_ended = self.elapsed()
+            self.generators.close()
+            self.played = True
 
-        def note(kind: str, latency: float, error: Exception | None) -> None:
-            if error is None:
-                self._push_latency.record(at, latency)
-            else:
-                self.progress.failures += 1
-                name = type(error).__name__
-                self.progress.errors[name] = self.progress.errors.get(name, 0) + 1
-            report(kind, latency, error)
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._origin
 
-        arrival = self.settings.trace.arrivals[due.number]
-        committed = producer.push(f"arrival-{due.number}", arrival, due.intended, note)
-        self.progress.achieved += committed  # not in one step with the push: others add while it waits
-        return True
+    @property
+    def over(self) -> bool:
+        """Whether the run was given up or has ended."""
+        return self._done.is_set()
+
+    def check(self) -> None:
+        """Raise `RunError` when the run cannot end well any more: a worker died unasked."""
+        if (line := self.broken()) is not None:
+            raise RunError(line)
 
     def broken(self) -> str | None:
         """One line when the run cannot end well any more (a worker died unasked), else None."""
-        return next((line for worker in self._workers if (line := worker.died())), None)
+        return next((line for worker in self.workers if (line := worker.died())), None)
 
-    def _keep_watch(self) -> None:
-        while not self._done.is_set():
-            self._watch.beat()
-            time.sleep(self._watch.pause)
+    def connect(self, name: str, **settings: Any) -> psycopg.Connection[Any]:
+        """A connection in the run's schema; settings as of `core.connect`."""
+        return connect(self.server.dsn, schema=self.schema, application_name=name, **settings)
+
+    def spawn(self, function: Callable[..., object], *arguments: Any) -> threading.Thread:
+        """Run something beside; what it raises makes the run fail."""
+
+        def guarded() -> None:
+            try:
+                function(*arguments)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the run is no pass
+                if not self.over:
+                    line = " ".join(str(error).split()) or type(error).__name__
+                    self._incidents.append((Exit.CRASH_OR_USAGE, line))
+
+        thread = threading.Thread(target=guarded, daemon=True)
+        thread.start()
+        return thread
+
+    def offer(self, arrivals: Sequence[Arrival], name: str = "load", *, max_in_flight: int | None = None) -> Phase:
+        """Offer arrivals, whose times count from now, and wait until each was pushed, refused or skipped."""
+        origin = self._database_clock.now() + LEAD
+        start, first = origin - self.measured.began, len(self.measured.offered)
+        self.measured.offered += [(start + arrival.at, arrival) for arrival in arrivals]
+        with self.phase(name, start) as phase:
+            numbered = list(enumerate(arrivals, first))
+            number = len(self.measured.phases)
+            self.generators.offer(Share(number, self.measured.began, origin, numbered, max_in_flight))
+            while not self.generators.done():
+                self.check()
+                time.sleep(0.05)
+        return phase
+
+    @contextlib.contextmanager
+    def phase(self, name: str, start: float | None = None) -> Iterator[Phase]:
+        """A named part of the run, from now (or `start`) until the block ends."""
+        phase = Phase(name, self.elapsed() if start is None else start)
+        self.measured.phases.append(phase)
+        try:
+            yield phase
+        finally:
+            phase.until = self.elapsed()
+
+    def fill(self, count: int, duration: Callable[[], float], *, kind: str | None = None, prefix: str = "fill") -> None:
+        """Push a backlog at once; each job is in the ledger, none in the latencies. `duration` in seconds."""
+        kind = kind or self.scenario.kinds[0]
+        with self.connect("loadtest fill", statement_timeout_ms=0) as connection:
+            for start in range(0, count, FILL_CHUNK):
+                keys = [f"{prefix}-{n}" for n in range(start, min(start + FILL_CHUNK, count))]
+                jobs = [NewJob(kind, {"service_seconds": duration()}, key=key) for key in keys]
+                with connection.transaction():
+                    pushed = Queue(connection).push_many(jobs)
+                    ledger.record_pushes(connection, keys, [job.id for job in pushed], kind)
+
+    def wait_drained(self, seconds: float) -> bool:
+        """Wait until no job is left, so many seconds at most; whether none was."""
+        deadline = time.monotonic() + seconds
+        with self.connect("loadtest drain") as connection:
+            while time.monotonic() < deadline:
+                if not ledger.active(connection):
+                    return True
+                self.check()
+                time.sleep(0.05)
+            return False
+
+    def start_worker(self, *options: str) -> WorkerProcess:
+        """Start one more worker; further command line options."""
+        self._started += 1
+        worker = start_worker(
+            self._started,
+            app=self.settings.app,
+            root=self.settings.root,
+            logs=self.directory,
+            environment=self.environment(),
+            options=("--max-concurrent-jobs", str(self.scenario.slots), "--lease", str(self.scenario.lease), *options),
+        )
+        self.workers.append(worker)
+        return worker
+
+    def replace(self, worker: WorkerProcess) -> WorkerProcess:
+        """Start a worker in the place of one that was killed."""
+        self.workers.remove(worker)
+        return self.start_worker()
+
+    def committed(self, numbers: Collection[int]) -> set[int]:
+        """Which of these arrivals were pushed."""
+        with self.connect("loadtest ledger") as connection:
+            keys = ledger.committed(connection, [f"arrival-{number}" for number in numbers])
+        return {int(key.removeprefix("arrival-")) for key in keys}
+
+    def found(self, name: str, value: float | None, unit: str, meaning: str) -> None:
+        """Note a figure of the scenario's own; objectives name it `found.NAME`."""
+        self.measured.found.append({"name": name, "value": value, "unit": unit, "meaning": meaning})
+
+    def plot(
+        self, title: str, unit: str, series: Mapping[str, Sequence[tuple[float, float | None]]], **more: Any
+    ) -> None:
+        """Add a plot to the report: points of named series; `x` (the axis's label), `log`, `note`."""
+        lines = [
+            {"name": name, "t": [t for t, _ in points], "v": [v for _, v in points]} for name, points in series.items()
+        ]
+        self.measured.plots.append({"title": title, "unit": unit, "series": lines, **more})
+
+    def start_latency(self, phase: Phase) -> dict[str, float | int | None]:
+        """Start latencies (ms) of the arrivals whose instant lies in a phase; for `judge`."""
+        within = Latencies("phase", self.scenario.window)
+        for at, start, _ in self.measured.latencies:
+            if phase.at <= at < phase.until:
+                within.record(at, start)
+        return within.summary()
+
+    def incident(self, exit_code: Exit, line: str) -> None:
+        """Note that something went wrong in the run itself; it is then no pass."""
+        self._incidents.append((exit_code, line))
 
     def _tell_progress(self) -> None:
-        with contextlib.suppress(Exception), self._connect("loadtest progress") as connection:
-            newest, achieved, then = 0, 0, time.monotonic()
-            while not self._done.wait(PROGRESS_EVERY):
-                now, count = time.monotonic(), self.progress.achieved
-                p99, newest = ledger.recent_p99(connection, newest)
-                sample = self._sampler.samples[-1] if self._sampler.samples else {}
-                rate = (count - achieved) / (now - then)
+        newest = 0
+        while not self._done.wait(PROGRESS_EVERY):
+            with contextlib.suppress(Exception), self.connect("loadtest progress") as connection:
+                count, p99, newest = ledger.recent(connection, newest)
+                sample = self._sampler.samples[-1] if self._sampler and self._sampler.samples else {}
+                now, last = self.elapsed(), self.live[-1].t if self.live else 0.0
+                live = Live(now, count / (now - last), p99, self.generators.tally().failures, sample)
+                self.live.append(live)
                 tail = "-" if p99 is None else f"{p99 * 1000:.0f} ms"
-                self._say(
-                    f"{self.clock.elapsed():5.0f} s  {rate:6.0f} jobs/s  pending {sample.get('pending', '-'):>4}  "
-                    f"running {sample.get('running', '-'):>3}  start p99 {tail:>8}  errors {self.progress.failures}"
+                self.say(
+                    f"{now:5.0f} s  {live.rate:6.0f} jobs/s  pending {sample.get('pending', '-'):>4}  "
+                    f"running {sample.get('running', '-'):>3}  start p99 {tail:>8}  errors {live.errors}"
                 )
-                achieved, then = count, now
 
     # -- After ----------------------------------------------------------------------------------------
 
@@ -252,25 +363,28 @@ class LoadRun:
 
         Raises what the database raises; the exit code then stays `CRASH_OR_USAGE`.
         """
-        counts = self.clock.counts
-        if counts.begun + counts.skipped < counts.offered:
-            missing = counts.offered - counts.begun - counts.skipped
-            self._incidents.append((Exit.INVALID, f"stopped with {missing} arrivals still to come"))
-        self._measured.arrivals_ended = self.clock.elapsed()
-        with self._connect("loadtest", statement_timeout_ms=0) as connection:
+        if not self.played:
+            self._incidents.append((Exit.INVALID, "stopped before the scenario was through"))
+            self.measured.arrivals_ended = self.elapsed()
+        if unborn := len(self.settings.faults) - len(self.measured.faults):
+            self._incidents.append((Exit.INVALID, f"the run ended before {unborn} of its faults"))
+        with self.connect("loadtest", statement_timeout_ms=0) as connection:
             with self._winding_down():
                 self._drain(connection)
             self._measure(connection)
-            self.result = build_result(self._measured)
-            verdict = evaluate(self.result, self.settings.objectives, incidents=self._incidents)
-            write_run(self.directory, self._measured, self.result, verdict)
+            self.scenario.judge(self)
+            self.result = build_result(self.measured)
+            verdict = evaluate(
+                self.result, self.settings.objectives, incidents=self._incidents, faults=bool(self.settings.faults)
+            )
+            write_run(self.directory, self.measured, self.result, verdict)
             self._clean_up(connection, verdict)
         return verdict
 
     def abandon(self) -> None:
         """End what runs, at once and without a verdict."""
         self._done.set()
-        for worker in self._workers:
+        for worker in self.workers:
             worker.kill()
 
     @contextlib.contextmanager
@@ -279,30 +393,35 @@ class LoadRun:
         try:
             yield
         finally:
-            died = [worker.died() for worker in self._workers]
-            for worker in self._workers:
+            died = [worker.died() for worker in self.workers]
+            for worker in self.workers:
                 worker.ask_to_stop()
-            stopped = [worker.wait(GRACE + 15, drained=self._drained) for worker in self._workers]
+            stopped = [worker.wait(GRACE + 15, drained=self._drained) for worker in self.workers]
             complaints = [before or after for before, after in zip(died, stopped, strict=True)]
-            self._incidents += [(Exit.CRASH_OR_USAGE, line) for line in complaints if line]
+            self._incidents += [(Exit.CRASH_OR_USAGE, line) for line in dict.fromkeys(filter(None, complaints))]
+            self._incidents += [(Exit.INVALID, line) for line in self.generators.lost]
             self._done.set()
-            self._sampler.stop()
+            if self._sampler is not None:
+                self._sampler.stop()
 
     def _drain(self, connection: psycopg.Connection[Any]) -> None:
-        deadline = time.monotonic() + self.settings.drain_timeout
+        deadline = time.monotonic() + self.scenario.drain_timeout
         while ledger.active(connection) and time.monotonic() < deadline and self.broken() is None:
             time.sleep(0.1)
         self._drained = not ledger.active(connection)
-        self._measured.drained_at = self.clock.elapsed()
+        self.measured.drained_at = self.elapsed()
 
     def _measure(self, connection: psycopg.Connection[Any]) -> None:
-        measured = self._measured
+        measured = self.measured
         measured.ledger = ledger.reconcile(connection)
+        faulty = [(measured.began + fault.at, measured.began + fault.until) for fault in measured.faults]
+        measured.unexplained = ledger.unexplained(connection, faulty)
+        measured.tally = self.generators.tally(measured.push_latency)
         for intended, start, end in ledger.latencies(connection):
             at = intended - measured.began
+            measured.latencies.append((at, start, end))
             measured.start_latency.record(at, start)
             measured.end_latency.record(at, end)
-            measured.finished.append(at + end)
         measured.pushed_per_second = ledger.pushed_per_second(connection, measured.began)
         drift = ledger.DatabaseClock.measure(connection)
         measured.clock_drift = abs(drift.offset - self._database_clock.offset)
@@ -312,7 +431,7 @@ class LoadRun:
             connection.execute("SET client_min_messages = warning")  # one notice per dropped object says nothing
             connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(self.schema)))
         else:
-            self._say(f"left for inspection: DROP SCHEMA {self.schema} CASCADE;")
+            self.say(f"left for inspection: DROP SCHEMA {self.schema} CASCADE;")
 
 
 def headline(result: dict[str, Any], verdict: Verdict) -> str:
@@ -320,9 +439,12 @@ def headline(result: dict[str, Any], verdict: Verdict) -> str:
     name = result["scenario"]
     if not verdict.passed:
         return f"FAIL {name} (exit {verdict.exit.value}): {'; '.join(verdict.reasons)}"
-    start = result["latency"]["start"]
-    return (
-        f"PASS {name}: {result['ledger']['completed']:,} jobs, {result['arrivals']['achieved_per_second']:.0f}/s, "
-        f"start latency p50 {start['p50_ms']:.1f} ms, p99 {start['p99_ms']:.1f} ms, "
-        f"lost {result['ledger']['lost']}, unexpected {result['ledger']['unexpected']}"
-    )
+    figures = [f"{result['ledger']['completed']:,} jobs"]
+    if result["arrivals"]["offered"]:
+        start = result["latency"]["start"]
+        figures += [f"{result['arrivals']['achieved_per_second']:.0f}/s"]
+        figures += (
+            [f"start latency p50 {start['p50_ms']:.1f} ms, p99 {start['p99_ms']:.1f} ms"] if start["count"] else []
+        )
+    figures += [f"lost {result['ledger']['lost']}, unexpected {result['ledger']['unexpected']}"]
+    return f"PASS {name}: {', '.join(figures)}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ WHERE s.relid = 'pgqueue_jobs'::regclass
 COLUMNS = (
     "t", "pending", "blocked", "running", "failed", "finished_estimate", "dead_tuples", "table_bytes",
     "index_bytes", "xmin_age", "wal_bytes", "connections", "by_application", "wait_events", "machine_cpu_percent",
-    "sample_ms",
+    "worker_rss_bytes", "sample_ms",
 )  # fmt: skip
 
 
@@ -58,7 +58,8 @@ class Sampler:
     """Takes samples between `start` and `stop`. `samples` are rows as in the file, `t` in seconds from
     `origin`.
 
-    `connect` opens the connection, in the schema that has the queue. WAL counts from the first sample.
+    `connect` opens the connection, in the schema that has the queue; `processes` gives the ids of the processes whose
+    memory is recorded. WAL counts from the first sample.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Sampler:
         *,
         interval: float = 1.0,
         origin: float | None = None,
+        processes: Callable[[], Iterable[int]] = tuple,
     ) -> None:
         self.samples: list[dict[str, Any]] = []
         self.failures = 0
@@ -75,6 +77,7 @@ class Sampler:
         self._connect = connect
         self._path = path
         self._interval = interval
+        self._processes = processes
         self._connection: psycopg.Connection[Any] | None = None
         self._first_wal: int | None = None
         self._stop = threading.Event()
@@ -125,5 +128,13 @@ class Sampler:
         row["wal_bytes"] -= self._first_wal
         row["t"] = round(began - self.origin, 3)
         row["machine_cpu_percent"] = psutil.cpu_percent()
+        row["worker_rss_bytes"] = sum(map(_resident, self._processes()))
         row["sample_ms"] = round((time.monotonic() - began) * 1000, 2)
         return row
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:  # it ended meanwhile
+        return 0

@@ -51,7 +51,7 @@ class Objective:
     """A bound on one metric of the result, named by its dotted path.
 
     With `samples` (another path) the objective counts only if that many were taken. `breach` is the exit
-    code of a run that breaks it.
+    code of a run that breaks it. One with `unless_faults` is not judged when faults were injected.
     """
 
     metric: str
@@ -61,6 +61,7 @@ class Objective:
     samples: str | None = None
     min_samples: int = 1
     breach: Exit = Exit.SLO_BREACH
+    unless_faults: bool = False
 
     @property
     def bound(self) -> str:
@@ -80,6 +81,7 @@ class Check:
     value: float | None
     exit: Exit
     reason: str = ""
+    skipped: bool = False
 
     @property
     def ok(self) -> bool:
@@ -126,7 +128,7 @@ def load(path: str | os.PathLike[str], scenario: str) -> list[Objective]:
 def _objective(where: str, row: object) -> Objective:
     if not isinstance(row, dict):
         raise SloError(f"{where}: not a table; write [[...]] tables")
-    known = {"metric", "min", "max", "unit", "samples", "min_samples", "breach"}
+    known = {"metric", "min", "max", "unit", "samples", "min_samples", "breach", "unless_faults"}
     if unknown := sorted(set(row) - known):
         raise SloError(f"{where}: unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     if not isinstance(row.get("metric"), str) or not row["metric"]:
@@ -137,6 +139,8 @@ def _objective(where: str, row: object) -> Objective:
         value = row.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise SloError(f"{where}: {name} is {value!r}; it must be a number")
+    if not isinstance(row.get("unless_faults", False), bool):
+        raise SloError(f"{where}: unless_faults is {row['unless_faults']!r}; it must be true or false")
     breach = row.get("breach", "slo")
     if breach not in _BREACHES:
         raise SloError(f"{where}: breach is {breach!r}; it must be one of {', '.join(_BREACHES)}")
@@ -144,10 +148,14 @@ def _objective(where: str, row: object) -> Objective:
 
 
 def evaluate(
-    result: Mapping[str, Any], objectives: Sequence[Objective], *, incidents: Sequence[tuple[Exit, str]] = ()
+    result: Mapping[str, Any],
+    objectives: Sequence[Objective],
+    *,
+    incidents: Sequence[tuple[Exit, str]] = (),
+    faults: bool = False,
 ) -> Verdict:
     """Judge a result. `incidents` tell what went wrong in the run itself; with any, it is no pass."""
-    checks = [_check(result, objective) for objective in (*ALWAYS, *objectives)]
+    checks = [_check(result, objective, faults=faults) for objective in (*ALWAYS, *objectives)]
     found = [(check.exit, check.reason) for check in checks if not check.ok]
     found += incidents
     failures = _number(result, "requests.failures")
@@ -162,8 +170,10 @@ def evaluate(
     return Verdict(exit_code, [reason for _, reason in found], checks)
 
 
-def _check(result: Mapping[str, Any], objective: Objective) -> Check:
+def _check(result: Mapping[str, Any], objective: Objective, *, faults: bool) -> Check:
     value = _number(result, objective.metric)
+    if faults and objective.unless_faults:
+        return Check(objective, value, Exit.PASS, "not judged: faults were injected", skipped=True)
     if value is None:
         return Check(objective, None, Exit.INVALID, f"{objective.metric} was not measured")
     if objective.samples is not None:
@@ -181,9 +191,14 @@ def _check(result: Mapping[str, Any], objective: Objective) -> Check:
 
 
 def _number(result: Mapping[str, Any], path: str) -> float | None:
-    """The finite number at a dotted path, or None: a metric that is absent, null or NaN was not measured."""
+    """The finite number at a dotted path, or None: a metric that is absent, null or NaN was not measured.
+
+    A list of named values, as `found` is, counts as a mapping.
+    """
     node: Any = result
     for name in path.split("."):
+        if isinstance(node, list):
+            node = {entry.get("name"): entry.get("value") for entry in node if isinstance(entry, Mapping)}
         if not isinstance(node, Mapping) or name not in node:
             return None
         node = node[name]
