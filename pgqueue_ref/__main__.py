@@ -1,4 +1,4 @@
-"""The console script `pgqueue-ref`, also `python -m pgqueue_ref`. The commands are in `ops.cli`."""
+"""The console script `pgqueue-ref`, also `python -m pgqueue_ref`. The commands are in `ops.commands`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main() -> int:
     except ModuleNotFoundError as error:
         print(f"pgqueue-ref: the command line needs {error.name}: pip install 'pgqueue-ref[ops]'", file=sys.stderr)
         return 2
-    from .ops.cli import run
+    from .ops.app import run
 
     return run(sys.argv[1:])
 

@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgqueue_ref import __version__
 from pgqueue_ref.core import SCHEMA_SQL
-from pgqueue_ref.ops import cli
+from pgqueue_ref.ops import app as cli
 from pgqueue_ref.worker import serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +91,8 @@ def test_every_setting_has_an_option_of_the_same_name() -> None:
 
 def typer_commands() -> list[Any]:
     from typer.main import get_command
+
+    import pgqueue_ref.ops.commands  # noqa: F401 - registers them
 
     group: Any = get_command(cli.app)
     return list(group.commands.values())
@@ -185,11 +187,14 @@ def test_the_worker_command_gives_every_option_to_serve(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("pgqueue_ref.worker.serve", record)
     arguments = "--app m:k --queues a,b --max-concurrent-jobs 7 --poll-interval 2 --lease 9 --grace 3 --name me"
-    code = cli.run(["worker", "--once", "--no-listen", "--processes", "4", *arguments.split()])
+    code = cli.run(
+        ["worker", "--once", "--no-listen", "--processes", "4", "--metrics-port", "9100", *arguments.split()]
+    )
     assert code == 3
     assert given == {
         "app": "m:k", "queues": ["a", "b"], "max_concurrent_jobs": 7, "poll_interval": 2.0, "lease": 9.0, "grace": 3.0,
-        "once": True, "processes": 4, "listen": False, "name": "me",
+        "once": True, "processes": 4, "listen": False, "name": "me", "metrics_port": 9100,
+        "metrics_host": "127.0.0.1",
     }  # fmt: skip
     assert given.keys() <= set(serve.__kwdefaults__) | {"app"}
 

@@ -41,7 +41,7 @@ class Readiness:
         """For the revisions that came with this package."""
         from alembic.script import ScriptDirectory
 
-        from pgqueue_ref.ops.cli import _migrations as migrations
+        from pgqueue_ref.ops.commands.schema import migrations
 
         scripts = ScriptDirectory(str(migrations()))
         return cls(frozenset(script.revision for script in scripts.walk_revisions()), scripts.get_current_head())

@@ -1,0 +1,6 @@
+"""The commands of the command line, by what they are about; importing this package registers all of them.
+
+A module of its own for each group, on the app and the helpers of `ops.app`; a new one needs a line here.
+"""
+
+from . import jobs, queues, schema, workers  # noqa: F401 - registered by being imported
