@@ -1,4 +1,4 @@
-"""A worker process of one of the queues compared: `worker.py NAME`, started by `run` with the environment of `gate`."""
+"""A worker process of a queue under comparison: `worker.py NAME [LEASE]`, with the environment of `gate`."""
 
 import logging
 import os
@@ -10,7 +10,8 @@ from gate import Gate
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING)
-    make(sys.argv[1], os.environ["PGQUEUE_DATABASE_URL"]).run_worker(Gate.of_worker())
+    name, *lease = sys.argv[1:]
+    make(name, os.environ["PGQUEUE_DATABASE_URL"]).run_worker(Gate.of_worker(), *map(int, lease))
 
 
 if __name__ == "__main__":

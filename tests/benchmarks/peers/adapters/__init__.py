@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib
 
+from table import OURS
+
 from .base import Counts, Peer
 
-OURS = "pgqueue_ref"
 # Name of a row: module and class, and what the class is made with.
 PEERS: dict[str, tuple[str, str, dict[str, object]]] = {
     OURS: ("ours", "Ours", {}),
@@ -23,7 +24,7 @@ PEERS: dict[str, tuple[str, str, dict[str, object]]] = {
     "bare, batch 1,000": ("bare", "Bare", {"batch": 1_000}),
 }
 
-__all__ = ["OURS", "PEERS", "Counts", "Peer", "make"]
+__all__ = ["PEERS", "Counts", "Peer", "make"]
 
 
 def make(name: str, dsn: str) -> Peer:

@@ -28,6 +28,9 @@ DONE = "DELETE FROM bare WHERE id = ANY (%s)"
 
 class Bare(Peer):
     package = "psycopg"
+    without = dict.fromkeys(
+        ("drain under arrivals", "steady", "depth", "pinned xmin", "fault"), "no queue, only a floor to the rates"
+    )
     sizes = Sizes(push=2_000, push_many=100_000, drain=100_000)
     tables = "bare"
     counting = "SELECT count(*), NULL FROM bare"
@@ -58,7 +61,7 @@ class Bare(Peer):
             chunk = [json.dumps(payload) for payload in payloads[start : start + CHUNK]]
             self.connection.execute(PUSH_MANY, [chunk]).fetchall()
 
-    def run_worker(self, gate: Gate) -> None:
+    def run_worker(self, gate: Gate, lease: int | None = None) -> None:  # noqa: ARG002, RUF100 - none to set
         stopped: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
         gate.cross()
@@ -66,8 +69,8 @@ class Bare(Peer):
             while not stopped:
                 with connection.transaction():
                     jobs = connection.execute(CLAIM, [self.batch]).fetchall()
-                    for _ in jobs:
-                        gate.count()
+                    for _, payload in jobs:
+                        gate.handle_blocking(payload)
                     if jobs:
                         connection.execute(DONE, [[id_ for id_, _ in jobs]])
                 if not jobs:

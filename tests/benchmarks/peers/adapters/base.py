@@ -1,4 +1,8 @@
-"""What an adapter has to offer. Connections are made by `open`, so that no measurement contains them."""
+"""What an adapter has to offer: `push`, `push_many`, `run_worker`, `counts`, and what it says of itself.
+
+Connections are made by `open`, so that no measurement contains them. Another queue joins with a module that has these
+and a line in `PEERS`; every scenario then runs it through them and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,7 @@ class Sizes(NamedTuple):
     push: int
     push_many: int
     drain: int  # with each number of processes
+    deep: int = 0  # of those in front of a deep backlog
 
 
 class Peer(ABC):
@@ -38,6 +43,8 @@ class Peer(ABC):
 
     package: ClassVar[str]  # whose version is shown
     configuration: str
+    recovery: ClassVar[str] = "none"  # what runs a dead worker's jobs again, and where that is documented
+    without: ClassVar[dict[str, str]] = {}  # scenarios that it has no part in: why
     sizes: ClassVar[Sizes]
     counting: ClassVar[str]  # SQL: one row, the fields of `Counts`
     tables: ClassVar[str]  # what is emptied, with what refers to it
@@ -78,12 +85,16 @@ class Peer(ABC):
         """Push all in bulk."""
 
     @abstractmethod
-    def run_worker(self, gate: Gate) -> None:
-        """Import what is needed, cross the gate, then run jobs until SIGTERM; each handler only counts itself."""
+    def run_worker(self, gate: Gate, lease: int | None = None) -> None:
+        """Import what is needed, cross the gate, then run jobs with `gate.handle` until SIGTERM.
 
-    def worker_command(self) -> list[str]:
+        `lease`: seconds after which a dead worker's jobs shall run elsewhere; the queue's own recovery is set up to
+        that. None leaves it as the queue has it.
+        """
+
+    def worker_command(self, lease: int | None = None) -> list[str]:
         """How a worker process is started."""
-        return [sys.executable, str(WORKER), self.name]
+        return [sys.executable, str(WORKER), self.name, *([] if lease is None else [str(lease)])]
 
 
 class AsyncPeer(Peer):
@@ -118,9 +129,9 @@ class AsyncPeer(Peer):
     def push_many(self, payloads: Sequence[Payload]) -> None:
         self.run(self.push_many_async(payloads))
 
-    def run_worker(self, gate: Gate) -> None:
+    def run_worker(self, gate: Gate, lease: int | None = None) -> None:
         with asyncio.Runner(loop_factory=self.loop_factory()) as runner:
-            runner.run(self.run_worker_async(gate))
+            runner.run(self.run_worker_async(gate, lease))
 
     @abstractmethod
     async def connect(self) -> None: ...
@@ -135,4 +146,4 @@ class AsyncPeer(Peer):
     async def push_many_async(self, payloads: Sequence[Payload]) -> None: ...
 
     @abstractmethod
-    async def run_worker_async(self, gate: Gate) -> None: ...
+    async def run_worker_async(self, gate: Gate, lease: int | None) -> None: ...

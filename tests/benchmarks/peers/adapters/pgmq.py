@@ -19,15 +19,17 @@ from adapters.base import Payload, Peer, Sizes
 BATCH = 1_000
 CHUNK = 1_000
 LEASE = 60  # seconds, its visibility timeout
+SHORT_BATCH = 10  # for a short one: its jobs run one after the other and must be done by then
 
 
 class Pgmq(Peer):
     package = "pgmq"
-    sizes = Sizes(push=1_500, push_many=60_000, drain=60_000)
+    sizes = Sizes(push=1_500, push_many=60_000, drain=60_000, deep=20_000)
     configuration = (
         f"PGMQueue on one autocommit connection, SQL {get_embedded_sql_version()}; send_batch of {CHUNK:,}; "
         f"loop of read({BATCH:,}) and delete_batch, vt={LEASE}"
     )
+    recovery = f"built in: the visibility timeout `vt` of read, here with read({SHORT_BATCH}) (pgmq's README)"
     tables = "pgmq.q_jobs"
     counting = "SELECT count(*), NULL FROM pgmq.q_jobs"
 
@@ -56,16 +58,17 @@ class Pgmq(Peer):
         for start in range(0, len(payloads), CHUNK):
             self.queue.send_batch("jobs", list(payloads[start : start + CHUNK]), conn=self.connection)
 
-    def run_worker(self, gate: Gate) -> None:
+    def run_worker(self, gate: Gate, lease: int | None = None) -> None:
         stopped: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
         queue = self.client()
+        vt, qty = (LEASE, BATCH) if lease is None else (lease, SHORT_BATCH)
         gate.cross()
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             while not stopped:
-                jobs = queue.read("jobs", vt=LEASE, qty=BATCH, conn=connection)
-                for _ in jobs:
-                    gate.count()
+                jobs = queue.read("jobs", vt=vt, qty=qty, conn=connection)
+                for job in jobs:
+                    gate.handle_blocking(job.message)
                 if jobs:
                     queue.delete_batch("jobs", [job.msg_id for job in jobs], conn=connection)
                 else:

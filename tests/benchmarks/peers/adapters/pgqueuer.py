@@ -7,6 +7,7 @@ import json
 import signal
 from abc import abstractmethod
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -26,6 +27,7 @@ class Pgqueuer(AsyncPeer):
     package = "pgqueuer"
     uvloop = True
     batch: int
+    recovery = "built in: `run(heartbeat_timeout=...)` (its guide on heartbeats)"
     tables = "pgqueuer, pgqueuer_log, pgqueuer_statistics"
     counting = (
         "SELECT (SELECT count(*) FROM pgqueuer), (SELECT count(*) FROM pgqueuer_log WHERE status = 'successful')"
@@ -60,21 +62,22 @@ class Pgqueuer(AsyncPeer):
             chunk = [json.dumps(payload).encode() for payload in payloads[start : start + CHUNK]]
             await self.queries.enqueue(["noop"] * len(chunk), list[bytes | None](chunk), [0] * len(chunk))
 
-    async def run_worker_async(self, gate: Gate) -> None:
+    async def run_worker_async(self, gate: Gate, lease: int | None) -> None:
         gate.cross()
         pgq = PgQueuer(await self.driver())
 
         @pgq.entrypoint("noop")
         async def noop(job: Job) -> None:
-            gate.count()
+            await gate.handle(json.loads(job.payload or b"null"))
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, pgq.shutdown.set)
-        await pgq.run(batch_size=self.batch)
+        options = {} if lease is None else {"heartbeat_timeout": timedelta(seconds=lease)}
+        await pgq.run(batch_size=self.batch, **options)
         await self.connection.close()
 
 
 class PgqueuerPsycopg(Pgqueuer):
-    sizes = Sizes(push=1_500, push_many=40_000, drain=20_000)
+    sizes = Sizes(push=1_500, push_many=40_000, drain=20_000, deep=5_000)
     batch = 100
 
     async def driver(self) -> Any:
@@ -83,7 +86,7 @@ class PgqueuerPsycopg(Pgqueuer):
 
 
 class PgqueuerAsyncpg(Pgqueuer):
-    sizes = Sizes(push=1_500, push_many=40_000, drain=25_000)
+    sizes = Sizes(push=1_500, push_many=40_000, drain=25_000, deep=10_000)
     batch = 100
 
     async def driver(self) -> Any:
