@@ -9,7 +9,7 @@ server's DSN: use them between machines only where the network is trusted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from pgqueue_ref.harness.traces import Arrival
 _SETUP, _SHARE, _CLOSE, _DONE = "pgqueue-setup", "pgqueue-share", "pgqueue-close", "pgqueue-done"
 _REPORT = "pgqueue"  # the field of Locust's own reports that carries a generator's
 
+NOWHERE: Mapping[str, Latencies] = {}
 Committed = Callable[[Collection[int]], Collection[int]]
 
 
@@ -42,8 +43,8 @@ class Generators(Protocol):
     def close(self) -> None:
         """Send the producers home."""
 
-    def tally(self, push_latency: Latencies | None = None) -> Tally:
-        """What they counted, and their latencies added to `push_latency`."""
+    def tally(self, into: Mapping[str, Latencies] = NOWHERE) -> Tally:
+        """What they counted; their latencies are added to those in `into`."""
 
 
 class Solo:
@@ -67,9 +68,9 @@ class Solo:
     def close(self) -> None:
         self._generator.close()
 
-    def tally(self, push_latency: Latencies | None = None) -> Tally:
-        if push_latency is not None:
-            push_latency.add(self._generator.push_latency.encode())
+    def tally(self, into: Mapping[str, Latencies] = NOWHERE) -> Tally:
+        for name, series in into.items():
+            series.add(self._generator.latencies[name].encode())
         return self._generator.tally()
 
 
@@ -114,10 +115,10 @@ class Fleet:
     def close(self) -> None:
         self._runner.send_message(_CLOSE)
 
-    def tally(self, push_latency: Latencies | None = None) -> Tally:
+    def tally(self, into: Mapping[str, Latencies] = NOWHERE) -> Tally:
         total = Tally()
         for report in self._reports.values():
-            total.add(decode(report, push_latency or Latencies("push", 1.0)))
+            total.add(decode(report, into))
         return total
 
     def _alive(self) -> Sequence[str]:

@@ -23,6 +23,9 @@ from pgqueue_ref.harness.latency import Latencies
 from pgqueue_ref.harness.producer import Producer, Report
 from pgqueue_ref.harness.traces import Arrival
 
+# From the intended instant to the commit of the push, or to an error that the scenario expects.
+LATENCIES = ("push", "refused")
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -78,7 +81,7 @@ class Generator:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.push_latency = Latencies("push", setup.window)
+        self.latencies = {name: Latencies(name, setup.window) for name in LATENCIES}
         self._counted = Tally()
         self._watch = Watch()
         self._clocks: list[ArrivalClock] = []
@@ -156,9 +159,10 @@ class Generator:
         def note(kind: str, latency: float, error: Exception | None) -> None:
             names = {cls.__name__ for cls in type(error).__mro__}
             if error is None:
-                self.push_latency.record(at, latency)
+                self.latencies["push"].record(at, latency)
             elif names & set(self.setup.tolerated):
                 self._counted.refused[type(error).__name__] += 1
+                self.latencies["refused"].record(at, latency)
                 error = None  # Locust would count it as a failed request
             else:
                 self._counted.failures += 1
@@ -181,11 +185,12 @@ def encode(generator: Generator) -> dict[str, Any]:
     tally = generator.tally()
     # Not asdict(): it makes a Counter anew, of pairs.
     counts = {name: getattr(tally, name) for name in tally.__slots__}
-    return {"tally": counts, "push": generator.push_latency.encode()}
+    return {"tally": counts, "latencies": {name: series.encode() for name, series in generator.latencies.items()}}
 
 
-def decode(encoded: Mapping[str, Any], push_latency: Latencies) -> Tally:
-    """Take what `encode` gave: the tally is returned, the latencies are added."""
-    push_latency.add(encoded["push"])
+def decode(encoded: Mapping[str, Any], latencies: Mapping[str, Latencies]) -> Tally:
+    """Take what `encode` gave: the tally is returned, the latencies are added to those of the same name."""
+    for name, series in latencies.items():
+        series.add(encoded["latencies"][name])
     fields = dict(encoded["tally"])
     return Tally(**fields | {name: Counter(fields[name]) for name in ("errors", "refused")})

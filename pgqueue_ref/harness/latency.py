@@ -43,6 +43,14 @@ class Latencies:
         """Count, percentiles and maximum in milliseconds; None where nothing was recorded."""
         return _summary(self.total)
 
+    def between(self, start: float, end: float) -> dict[str, float | int | None]:
+        """`summary` of the windows that lie wholly between two times, in seconds from the start of the run."""
+        merged = _histogram(digits=2)
+        for number, histogram in self._windows.items():
+            if start <= number * self.width and (number + 1) * self.width <= end:
+                merged.add(histogram)
+        return _summary(merged)
+
     def windows(self) -> list[dict[str, float | int | None]]:
         """`summary` for each window that has any latency, with its start `t` in seconds."""
         return [{"t": number * self.width, **_summary(h)} for number, h in sorted(self._windows.items())]

@@ -14,13 +14,18 @@ far the local one is from it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import psycopg
+
+from pgqueue_ref.core import translate
+
+Connection = psycopg.Connection[Any]
 
 DDL = """
 CREATE TABLE loadtest_pushed (
@@ -177,6 +182,15 @@ class Ledger:
     lost_examples: list[str] = field(default_factory=list)
     unexpected_examples: list[str] = field(default_factory=list)
     duplicated_examples: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Raise the queue's errors where the driver's come from statements and commits around it."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translate(error) from error
 
 
 def create(connection: psycopg.Connection[Any]) -> None:

@@ -98,16 +98,11 @@ class Session:
         assert self._generator is not None  # noqa: S101  # for the type checker: it made the producer
         return self._generator.produce(producer, self.tell)
 
-    def tell(self, name: str, latency: float, error: Exception | None, request: str = "push") -> None:
-        """Show a request in Locust's tables; latency in seconds."""
+    def tell(self, kind: str, latency: float, error: Exception | None) -> None:
+        """Show a push in Locust's tables; latency in seconds."""
         hooks: Any = self._environment.events
         hooks.request.fire(
-            request_type=request,
-            name=name,
-            response_time=latency * 1000,
-            response_length=0,
-            exception=error,
-            context={},
+            request_type="push", name=kind, response_time=latency * 1000, response_length=0, exception=error, context={}
         )
 
     # -- Locust's events ------------------------------------------------------------------------------
@@ -309,7 +304,7 @@ def settings_of(options: argparse.Namespace, root: Path) -> Settings:
         app="loadtests._handlers:kinds",
         root=root,
         runs=Path(options.runs),
-        faults=faults.parse(options.fault),
+        faults=faults.parse(f"{scenario.faults},{options.fault}"),
         summary=summary,
     )
 

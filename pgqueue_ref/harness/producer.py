@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import psycopg
 
-from pgqueue_ref.core import Queue, QueueBusy, QueueError, translate
+from pgqueue_ref.core import Queue, QueueBusy, QueueError
 from pgqueue_ref.harness import ledger
 from pgqueue_ref.harness.traces import Arrival
 
@@ -48,9 +48,7 @@ class Producer:
         while True:
             try:
                 self._push_once(key, arrival, intended, again=failed > 0, max_in_flight=max_in_flight)
-            except (QueueError, psycopg.Error) as raised:
-                # The ledger's own statements raise the driver's errors.
-                error = translate(raised) if isinstance(raised, psycopg.Error) else raised
+            except QueueError as error:
                 report(arrival.kind, time.monotonic() - intended, error)
                 if isinstance(error, QueueBusy) or time.monotonic() > deadline:
                     return False
@@ -72,9 +70,9 @@ class Producer:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
         connection = self._connection
-        if again and ledger.already_pushed(connection, key):
-            return
-        with connection.transaction():
+        with ledger.translated(), connection.transaction():
+            if again and ledger.already_pushed(connection, key):
+                return
             queue = Queue(connection, max_in_flight=max_in_flight)
             pushed = queue.push(arrival.kind, {"service_seconds": arrival.duration}, key=key)
             intended_at = self._clock.at(intended)

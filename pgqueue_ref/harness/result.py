@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgqueue_ref.harness import manifest, report
 from pgqueue_ref.harness.faults import Injected
-from pgqueue_ref.harness.generator import Tally
+from pgqueue_ref.harness.generator import LATENCIES, Tally
 from pgqueue_ref.harness.latency import Latencies
 from pgqueue_ref.harness.ledger import DatabaseClock, Ledger
 from pgqueue_ref.harness.sampler import Sampler
@@ -62,13 +62,14 @@ class Measured:
     plots: list[dict[str, Any]] = field(default_factory=list)
     latencies: list[tuple[float, float, float]] = field(default_factory=list)  # at, to the start, to the end
     pushed_per_second: dict[int, int] = field(default_factory=dict)
-    push_latency: Latencies = field(init=False)
+    request_latencies: dict[str, Latencies] = field(init=False)  # what the generators measured
     start_latency: Latencies = field(init=False)
     end_latency: Latencies = field(init=False)
 
     def __post_init__(self) -> None:
         width = self.settings.scenario.window
-        self.push_latency, self.start_latency = Latencies("push", width), Latencies("start", width)
+        self.request_latencies = {name: Latencies(name, width) for name in LATENCIES}
+        self.start_latency = Latencies("start", width)
         self.end_latency = Latencies("end-to-end", width)
 
     @property
@@ -100,7 +101,7 @@ def build_result(measured: Measured) -> dict[str, Any]:
         "found": measured.found,
         "latency": {
             "start": measured.start_latency.summary(),
-            "push": measured.push_latency.summary(),
+            **{name: series.summary() for name, series in measured.request_latencies.items()},
             "end_to_end": measured.end_latency.summary(),
         },
         "throughput": {
@@ -142,7 +143,7 @@ def write_run(directory: Path, measured: Measured, result: dict[str, Any], verdi
     facts = build_manifest(measured)
     histograms = directory / "histograms"
     histograms.mkdir(exist_ok=True)
-    for series in (measured.start_latency, measured.push_latency, measured.end_latency):
+    for series in (measured.start_latency, measured.end_latency, *measured.request_latencies.values()):
         series.save(histograms, measured.began)
     _write_json(directory / "manifest.json", facts)
     _replace(directory / "report.html", report.render(result, facts))
@@ -275,7 +276,7 @@ def _series(measured: Measured, samples: list[dict[str, Any]]) -> dict[str, Any]
         "finished": [finished[t] for t in seconds],
         "window_seconds": measured.start_latency.width,
         "start_latency": measured.start_latency.windows(),
-        "push_latency": measured.push_latency.windows(),
+        "push_latency": measured.request_latencies["push"].windows(),
         "samples": [
             {key: row[key] for key in ("t", "pending", "running", "failed", "dead_tuples", "wal_bytes", "table_bytes",
                                        "index_bytes", "xmin_age", "connections", "worker_rss_bytes",

@@ -416,7 +416,7 @@ class LoadRun:
         measured.ledger = ledger.reconcile(connection)
         faulty = [(measured.began + fault.at, measured.began + fault.until) for fault in measured.faults]
         measured.unexplained = ledger.unexplained(connection, faulty)
-        measured.tally = self.generators.tally(measured.push_latency)
+        measured.tally = self.generators.tally(measured.request_latencies)
         for intended, start, end in ledger.latencies(connection):
             at = intended - measured.began
             measured.latencies.append((at, start, end))

@@ -42,6 +42,7 @@ class Scenario:
     workers = 2  # worker processes
     slots = 32  # concurrent jobs in each
     producers = 32  # connections that push
+    faults = ""  # as of --fault, in every run of the scenario
     lease = 10.0  # seconds after which a dead worker's jobs run elsewhere
     window = 1.0  # seconds, of a point in the latency plots
     drain_timeout = 60.0  # seconds that the backlog may take at the end
