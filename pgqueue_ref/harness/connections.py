@@ -30,8 +30,8 @@ def safe_workers(
 
     `reserved` slots are kept from ordinary roles (superuser_reserved_connections + reserved_connections), `others` are
     the connections of everything else at its busiest. `per_worker` is what each may hold at most: 3 for this worker,
-    pool_size + max_overflow for a pool. `surge` is how many times the workers exist while a deployment replaces them: 2 when all
-    new ones start before an old one stops. Raises `ValueError`.
+    pool_size + max_overflow for a pool. `surge` is how many times the workers exist while a deployment replaces them:
+    2 when all new ones start before an old one stops. Raises `ValueError`.
     """
     if max_connections < 0 or reserved < 0 or others < 0 or per_worker < 1 or surge < 1:
         raise ValueError("connections must not be negative, per_worker at least 1, surge at least 1")
