@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -44,6 +45,7 @@ class Comparison:
         self.peers: dict[str, Peer] = {}
         self.results = Results(list(PEERS))
         self.loads: list[float] = []
+        self.began = time.monotonic()
 
     def run(self, *, quick: bool) -> None:
         """Measure everything."""
@@ -86,7 +88,7 @@ class Comparison:
             values = {name: self.results.values.get((name, row), []) for name in queues}
             decimals = next(r.decimals for r in ROWS if r.name == row)
             latest = (f"{name} {got[turn]:,.{decimals}f}" for name, got in values.items() if len(got) > turn)
-            print(f"round {turn + 1}, {row}: {', '.join(latest)}", flush=True)
+            print(f"{time.monotonic() - self.began:4.0f} s, round {turn + 1}, {row}: {', '.join(latest)}", flush=True)
 
     def step(self, name: str, scenario: str, waiting: dict[str, Measurement]) -> None:
         """A queue that fails in a scenario is left out of it from then on; it and the others go on in the rest."""

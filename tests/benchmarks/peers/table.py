@@ -32,7 +32,7 @@ class Row(NamedTuple):
     unit: str
     decimals: int = 0
     combine: Callable[[Sequence[float]], float] = statistics.median  # of the rounds
-    over: tuple[str, str] | None = None  # one row's value as a multiple of another's, rather than measured
+    over: tuple[str, str] | None = None  # of the same scenario: one row's value as a multiple of another's
     compared: bool = False  # bounded against other queues
     least: float | None = None  # bounds on ours
     most: float | None = None
@@ -51,9 +51,10 @@ ROWS = (
     Row("depth", f"depth: first jobs, {DEEP:,} behind them", "jobs/s"),
     Row("depth", "depth: deep / shallow", "x", decimals=2,
         over=(f"depth: first jobs, {DEEP:,} behind them", "depth: first jobs, none behind them")),
-    Row("pinned xmin", "pinned xmin: drain, 1 process", "jobs/s"),
-    Row("pinned xmin", "pinned xmin: pinned / clean", "x", decimals=2,
-        over=("pinned xmin: drain, 1 process", "drain, 1 process")),
+    Row("pinned xmin", "pinned xmin: drain, no snapshot held", "jobs/s"),
+    Row("pinned xmin", "pinned xmin: drain, old snapshot held", "jobs/s"),
+    Row("pinned xmin", "pinned xmin: held / not held", "x", decimals=2,
+        over=("pinned xmin: drain, old snapshot held", "pinned xmin: drain, no snapshot held")),
     Row("fault", "SIGKILL: in hand at the killed worker", "jobs", combine=sum),
     Row("fault", f"SIGKILL: of these, run again within {BOUND:g} s", "jobs", combine=sum),
     Row("fault", "SIGKILL: the last of these ended after", "s", decimals=1, combine=max),
@@ -166,10 +167,7 @@ def _cell(results: Results, queue: str, row: Row, notes: list[str]) -> str:
         ours = results.value(OURS, row)
         ratio = f" ({value / ours:.2f})" if row.unit == "jobs/s" and ours else ""
         return f"{value:,.{row.decimals}f}{ratio}"
-    scenarios = [row.scenario, *(other.scenario for other in ROWS if row.over and other.name in row.over)]
-    why = next(
-        (results.missing[queue, scenario] for scenario in scenarios if (queue, scenario) in results.missing), None
-    )
+    why = results.missing.get((queue, row.scenario))
     if why is None:
         return "-"
     if why not in notes:
