@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import timedelta
 
 from pgqueue_ref.core import conninfo
 from pgqueue_ref.harness.ledger import EffectWriter
 from pgqueue_ref.worker import Job, Kinds
 
 SLOTS = int(os.environ.get("PGQUEUE_LOADTEST_SLOTS", "32"))
+TTL = float(os.environ.get("PGQUEUE_LOADTEST_TTL", "86400"))  # seconds that a succeeded job stays
 
 kinds = Kinds()
 effects = EffectWriter(conninfo(application_name="loadtest effects"))
@@ -30,4 +32,4 @@ async def serve(job: Job) -> None:
 
 for kind in os.environ.get("PGQUEUE_LOADTEST_KINDS", "").split(","):
     if kind:
-        kinds.register(kind, concurrency=SLOTS)(serve)
+        kinds.register(kind, concurrency=SLOTS, terminal_ttl=timedelta(seconds=TTL))(serve)

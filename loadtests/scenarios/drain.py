@@ -5,7 +5,7 @@ import time
 from pgqueue_ref.core import Queue
 from pgqueue_ref.harness.backlog import emptied, level_at, time_to_drain, waiting
 from pgqueue_ref.harness.run import LEAD, LoadRun
-from pgqueue_ref.harness.scenario import Scenario, even
+from pgqueue_ref.harness.scenario import Scenario, ScenarioError, even
 
 # The backlog by the ledger, not by the queue: when each of its jobs was first started, in epoch seconds.
 STARTED = """
@@ -18,8 +18,8 @@ class Drain(Scenario):
 
     The queue is paused, filled with `backlog` jobs and resumed as the arrivals begin. Service is so long that the slots
     are the bottleneck: they serve C = workers * slots / service jobs a second, and with arrivals at `rate` the fluid
-    model (see harness.backlog for its source) has nothing waiting after T = backlog / (C - rate). Claims are in order of
-    age, so that no newcomer waits longer than the first one, for whom the whole backlog is served: backlog / C.
+    model (see harness.backlog for its source) has nothing waiting after T = backlog / (C - rate). Claims are in order
+    of age, so that no newcomer waits longer than the first one, for whom the whole backlog is served: backlog / C.
     """
 
     name = "drain"
@@ -32,7 +32,9 @@ class Drain(Scenario):
     def prepare(self, options: object) -> None:
         self._capacity = self.workers * self.slots / self.service
         if self.rate >= self._capacity:
-            self.refuse(f"rate {self.rate:g} is not below what the slots serve ({self._capacity:g}/s): it would never drain")
+            raise ScenarioError(
+                f"--set rate={self.rate:g}: it must be below what the slots serve, {self._capacity:g}/s"
+            )
         self._model = time_to_drain(self.backlog, self._capacity, self.rate)
 
     def play(self, run: LoadRun) -> None:
@@ -60,7 +62,12 @@ class Drain(Scenario):
         run.found("drain_ratio", took and took / self._model, "", "measured over model")
         run.found("newcomer_p99_ms", newcomers["p99_ms"], "ms", "start latency of the jobs that came meanwhile")
         ratio = newcomers["p99_ms"] and newcomers["p99_ms"] / 1000 / first
-        run.found("newcomer_ratio", ratio, "", f"that p99 over the longest wait by the model, backlog / capacity = {first:.1f} s")
+        run.found(
+            "newcomer_ratio",
+            ratio,
+            "",
+            f"that p99 over the longest wait by the model, backlog / capacity = {first:.1f} s",
+        )
         self._draw(run, steps)
 
     def _jobs(self, run: LoadRun) -> list[tuple[float, float]]:

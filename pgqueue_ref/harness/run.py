@@ -366,13 +366,16 @@ class LoadRun:
         if not self.played:
             self._incidents.append((Exit.INVALID, "stopped before the scenario was through"))
             self.measured.arrivals_ended = self.elapsed()
+            for phase in self.measured.phases:
+                phase.until = min(phase.until, self.measured.arrivals_ended)
         if unborn := len(self.settings.faults) - len(self.measured.faults):
             self._incidents.append((Exit.INVALID, f"the run ended before {unborn} of its faults"))
         with self.connect("loadtest", statement_timeout_ms=0) as connection:
             with self._winding_down():
                 self._drain(connection)
             self._measure(connection)
-            self.scenario.judge(self)
+            if self.played:  # half a script has not made what it judges; its figures are then not measured
+                self.scenario.judge(self)
             self.result = build_result(self.measured)
             verdict = evaluate(
                 self.result, self.settings.objectives, incidents=self._incidents, faults=bool(self.settings.faults)

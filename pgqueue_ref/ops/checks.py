@@ -227,7 +227,7 @@ def transactions() -> Operation[Finding]:
     seconds, who, fix = max(held, default=(0.0, "", ""))
     hidden = sum(row[-1] for row in rows)
     value = f"oldest {span(seconds)}" if held else "none open"
-    if seconds >= PINNED_WARN:
+    if held and seconds >= PINNED_WARN:
         reason = f"{who} keeps vacuum from removing dead rows: claims slow down, the table grows"
         level: Level = "FAIL" if seconds >= PINNED_FAIL else "WARN"
         return Finding("transactions", level, value, reason, f"{fix}; idle_in_transaction_session_timeout prevents it")

@@ -182,10 +182,11 @@ def test_warm_up_jobs_are_reconciled_but_not_measured(connection: Connection, da
 
 def test_the_progress_figure_counts_the_time_that_waiting_jobs_have_waited(connection: Connection) -> None:
     push(connection, "k", "pending")  # intended in 1970
-    p99, newest = ledger.recent_p99(connection, 0)
+    count, p99, newest = ledger.recent(connection, 0)
+    assert count == 1
     assert p99 is not None
     assert p99 > 1e9
-    assert ledger.recent_p99(connection, newest) == (None, newest)
+    assert ledger.recent(connection, newest) == (0, None, newest)
 
 
 def test_a_failed_effect_write_fails_the_attempt_and_the_next_one_reconnects(

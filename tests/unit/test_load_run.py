@@ -6,77 +6,14 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
+from loads import SMALL_SLO, Load, wait_for_line
 
 from pgqueue_ref.harness.slo import Exit
-
-ROOT = Path(__file__).resolve().parents[2]
-SMALL_SLO = """
-[[steady.slo]]
-metric = "arrivals.achieved_ratio"
-min = 0.99
-samples = "arrivals.offered"
-min_samples = 100
-[[steady.slo]]
-metric = "ledger.duplicated"
-max = 0
-breach = "correctness"
-"""
-
-
-class Load:
-    """Starts Locust in a directory of its own, with a trace of `jobs` jobs in three seconds."""
-
-    def __init__(self, database: str, directory: Path) -> None:
-        self.database = database
-        self.directory = directory
-        self.trace = directory / "jobs.csv"
-        self.slo = directory / "slo.toml"
-        self.write_trace(150)
-        self.slo.write_text(SMALL_SLO)
-
-    def write_trace(self, jobs: int, duration: float = 0.005) -> None:
-        rows = [f"{n * 3 / jobs:.4f},{duration},{('mail', 'thumbnail')[n % 2]}" for n in range(jobs)]
-        self.trace.write_text("# Thanks to Ada\nat,duration,kind\n" + "\n".join(rows) + "\n")
-
-    def start(self, *options: str) -> subprocess.Popen[str]:
-        words = ["--headless", "--only-summary", "--loglevel", "ERROR", "--postgres", self.database]
-        words += ["--trace", str(self.trace), "--speedup", "1", "--slo", str(self.slo), "--producers", "4"]
-        words += ["--runs", str(self.directory / "runs"), *options]
-        return subprocess.Popen(
-            [sys.executable, "-m", "locust", "-f", "loadtests", *words],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, *options: str) -> tuple[int, str]:
-        process = self.start(*options)
-        output, _ = process.communicate(timeout=120)
-        return process.returncode, output
-
-    def directories(self) -> list[Path]:
-        runs = self.directory / "runs"
-        return sorted(runs.iterdir()) if runs.exists() else []
-
-    def result(self) -> dict[str, Any]:
-        (directory,) = self.directories()
-        document: dict[str, Any] = json.loads((directory / "result.json").read_text())
-        return document
-
-    def schemas(self) -> list[str]:
-        with psycopg.connect(self.database) as connection:
-            found = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pgqueue_load_%'")
-            return [name for (name,) in found]
 
 
 @pytest.fixture
@@ -98,7 +35,7 @@ def test_a_sound_run_passes_and_leaves_its_directory_and_nothing_else(load: Load
         assert "stopped" in (directory / f"worker-{number}.log").read_text()
     assert load.schemas() == []
     result = load.result()
-    assert result["schema_version"] == 1
+    assert result["schema_version"] == 2
     assert (result["ledger"]["lost"], result["ledger"]["unexpected"], result["ledger"]["undrained"]) == (0, 0, 0)
     assert (result["arrivals"]["offered"], result["arrivals"]["achieved"]) == (150, 150)
     assert result["latency"]["start"]["count"] == 150
@@ -140,7 +77,7 @@ def test_too_few_jobs_are_exit_4(load: Load) -> None:
 def test_a_backlog_that_does_not_drain_in_time_is_no_pass(load: Load) -> None:
     load.write_trace(150, duration=60)
     load.slo.write_text(SMALL_SLO + '[[steady.slo]]\nmetric = "ledger.undrained"\nmax = 0\n')
-    code, output = load.run("--drain-timeout", "1")
+    code, output = load.run("--set", "drain_timeout=1")
     assert code == Exit.SLO_BREACH, output
     assert "ledger.undrained is 150" in output
 
@@ -150,14 +87,6 @@ def worker_pids(parent: int) -> list[int]:
     import psutil  # Locust brings it
 
     return [p.pid for p in psutil.Process(parent).children(recursive=True) if "worker" in p.cmdline()]
-
-
-def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if text in line:
-            return
-    pytest.fail(f"the run ended without {text!r}")
 
 
 def test_a_worker_that_dies_unasked_is_exit_2_and_named(load: Load) -> None:
@@ -213,7 +142,7 @@ def test_ctrl_c_drains_and_judges_but_is_no_pass(load: Load) -> None:
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == Exit.INVALID, output
-    assert "arrivals still to come" in output
+    assert "stopped before the scenario was through" in output
     assert load.result()["ledger"]["lost"] == 0
 
 
@@ -225,12 +154,21 @@ def test_ctrl_c_drains_and_judges_but_is_no_pass(load: Load) -> None:
         (("--trace", "{dir}/empty.csv"), "is empty"),
         (("--trace-from", "9d"), "no job between"),
         (("--speedup", "0"), "speedup must be"),
-        (("--fit", "nan"), "--fit must be"),
+        (("--set", "seconds=nan"), "must be a finite number"),
+        (("--set", "speed=1"), "steady has no parameter speed"),
+        (("--set", "rate"), "write NAME=VALUE"),
+        (("--scenario", "unsteady"), "there is none of that name"),
+        (("--fault", "kill-worker"), "write KIND@TIME"),
+        (("--fault", "kill-dba@3s"), "KIND one of kill-worker"),
+        (("--fault", "kill-worker@3s:4s"), "only pause-worker lasts"),
+        (("--fault", "crash-postgres@3s"), "was not started here"),
         (("--slo", "{dir}/none.toml"), "none.toml: cannot be read"),
         (("--summary", "{dir}/none/s.json"), "no such directory"),
         (("--postgres", "nowhere"), "no such kind of PostgreSQL server"),
         (("--postgres", "postgresql://u:hunter2@127.0.0.1:1/x"), "refuse"),
-        (("--slots", "many"), "invalid int value"),
+        (("--set", "slots=many"), "must be like 32"),
+        (("--set", "slots=0"), "must be 1 or more"),
+        (("--seed", "many"), "invalid int value"),
     ],
 )
 def test_bad_input_costs_one_line_exit_2_and_starts_nothing(

@@ -93,7 +93,8 @@ def test_a_commit_that_took_but_was_not_acknowledged_is_not_repeated(
         if len(reports) == 0:
             connection.execute("DELETE FROM pgqueue_jobs")  # done and deleted already: the key is free again
             connect.kill(0)
-            connect.opened[0].execute("SELECT 1")  # fails as the answer to COMMIT would have
+            with ledger.translated():
+                connect.opened[0].execute("SELECT 1")  # fails as the answer to COMMIT would have
 
     monkeypatch.setattr(pushing, "_push_once", lose_the_answer)
     assert pushing.push("a", ARRIVAL, time.monotonic(), reports)

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Response
 ASSETS: Final = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 # Swagger UI writes style attributes into its own markup, and its style sheet has its pictures within.
 CSP: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self';"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 # Addresses relative to /docs, so that a proxy may put a path before all of it.

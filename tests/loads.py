@@ -1,0 +1,84 @@
+"""Starts load runs as a person does, with `locust -f loadtests`, small enough for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL_SLO = """
+[[steady.slo]]
+metric = "arrivals.achieved_ratio"
+min = 0.99
+samples = "arrivals.offered"
+min_samples = 100
+[[steady.slo]]
+metric = "ledger.unexplained"
+max = 0
+breach = "correctness"
+"""
+
+
+class Load:
+    """Starts Locust in a directory of its own, with a trace of `jobs` jobs in three seconds."""
+
+    def __init__(self, database: str, directory: Path) -> None:
+        self.database = database
+        self.directory = directory
+        self.files = "loadtests"
+        self.trace = directory / "jobs.csv"
+        self.slo = directory / "slo.toml"
+        self.write_trace(150)
+        self.slo.write_text(SMALL_SLO)
+
+    def write_trace(self, jobs: int, duration: float = 0.005) -> None:
+        rows = [f"{n * 3 / jobs:.4f},{duration},{('mail', 'thumbnail')[n % 2]}" for n in range(jobs)]
+        self.trace.write_text("# Thanks to Ada\nat,duration,kind\n" + "\n".join(rows) + "\n")
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        words = ["--headless", "--only-summary", "--loglevel", "ERROR", "--postgres", self.database]
+        words += ["--trace", str(self.trace), "--speedup", "1", "--slo", str(self.slo), "--set", "producers=4"]
+        words += ["--runs", str(self.directory / "runs"), *options]
+        return subprocess.Popen(
+            [sys.executable, "-m", "locust", "-f", self.files, *words],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *options: str) -> tuple[int, str]:
+        process = self.start(*options)
+        output, _ = process.communicate(timeout=120)
+        return process.returncode, output
+
+    def directories(self) -> list[Path]:
+        runs = self.directory / "runs"
+        return sorted(runs.iterdir()) if runs.exists() else []
+
+    def result(self) -> dict[str, Any]:
+        (directory,) = self.directories()
+        document: dict[str, Any] = json.loads((directory / "result.json").read_text())
+        return document
+
+    def schemas(self) -> list[str]:
+        with psycopg.connect(self.database) as connection:
+            found = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pgqueue_load_%'")
+            return [name for (name,) in found]
+
+
+def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
+    """Read the run's output until a line has `text`."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"the run ended without {text!r}")
