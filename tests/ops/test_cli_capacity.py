@@ -1,0 +1,137 @@
+"""`pgqueue-ref capacity` as a planner uses it: measure a server, plan, simulate, validate; and every bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgqueue_ref.capacity import measurement
+from pgqueue_ref.ops import app
+
+ROOT = Path(__file__).resolve().parents[2]
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    """A measurement's file, as if of a fast server."""
+    from pgqueue_ref.capacity import service
+
+    file = tmp_path / "m.json"
+    made = measurement.Measurement(
+        server={"description": "embedded PostgreSQL 18.4"}, machine={}, versions={}, command="", slots=100,
+        connections_per_worker=3, max_connections=100, reserved=3, others=1, push_by_batch={1: 1e-3},
+        claim_by_batch={1: 1e-3}, complete_by_batch={1: 1e-3}, claim=[0.002], pickup=[0.003],
+        scaling={1: 5_000.0, 2: 8_000.0}, service=service.of_spec("exp:0.5"),
+    )  # fmt: skip
+    measurement.save(made, file)
+    return file
+
+
+def capacity(*arguments: object) -> int:
+    return app.run(["capacity", *map(str, arguments)])
+
+
+def test_a_plan_says_what_to_run_what_binds_and_what_rules_of_thumb_give(
+    measured: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    assert capacity("plan", "-m", measured, "--rate", 60, "--wait-p99", "500ms", "--report", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    for words in ("feasible: 60 jobs/s", "binding: connections", "what moves it", "1.5 x rate x duration", "plan.html"):
+        assert words in text
+    assert (tmp_path / "out" / "plan.html").exists()
+
+
+def test_a_plan_as_json_can_be_kept(measured: Path, tmp_path: Path, capsys: Captured) -> None:
+    kept = tmp_path / "p.json"
+    assert capacity("plan", "-m", measured, "--rate", 60, "--json", "-o", kept) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == json.loads(kept.read_text())
+    assert shown["workers"] * shown["slots_per_worker"] == shown["slots"]
+
+
+def test_an_infeasible_plan_is_exit_3_and_names_the_nearest_rate(measured: Path, capsys: Captured) -> None:
+    options = ("--max-connections", 30, "--slots-per-worker", 10)
+    assert capacity("plan", "-m", measured, "--rate", 500, *options) == 3
+    assert "the nearest feasible rate is" in capsys.readouterr().out
+
+
+def test_a_trace_is_planned_for_by_its_busiest_hour(measured: Path, capsys: Captured) -> None:
+    log = ROOT / "pgqueue_ref/harness/data/nasa-ipsc-1993.csv.gz"
+    assert capacity("plan", "-m", measured, "--trace", log, "--growth", 2, "--wait-p99", "60s", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["demand"]["rate"] == pytest.approx(made["busiest"]["rate"])
+    assert len(made["hours"]) == 24
+    assert any("NASA" in line for line in made["credits"]), "the log asks to be acknowledged"
+
+
+def test_the_queue_is_played(capsys: Captured) -> None:
+    arguments = ("--rate", 24, "--slots", 15, "--service", "exp:0.5", "--seconds", 60, "--replications", 5)
+    assert capacity("simulate", *arguments, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["wait_p99"]["low"] <= found["wait_p99"]["middle"] <= found["wait_p99"]["high"]
+    assert capacity("simulate", *arguments) == 0
+    assert "wait_p99" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("plan", "-m", "{m}", "--rate", "0"), "--rate 0: must be above 0"),
+        (("plan", "-m", "{m}"), "give --rate, or --trace"),
+        (("plan", "-m", "{m}", "--rate", "60", "--service", "exp:-1"), "service 'exp:-1'"),
+        (("plan", "-m", "{m}", "--rate", "60", "--mean", "-0.5"), "service"),
+        (("plan", "-m", "{m}", "--rate", "60", "--mean", "1", "--squared-cv", "-1"), "coefficient of variation"),
+        (("plan", "-m", "{m}", "--trace", "{dir}/one.csv"), "service times, 20 are needed"),
+        (("plan", "-m", "{m}", "--rate", "60", "--max-connections", "5"), "must be above the 13 that are kept"),
+        (("plan", "-m", "{dir}/old.json", "--rate", "60"), "format 0, this version reads 1"),
+        (("plan", "-m", "{dir}/none.json", "--rate", "60"), "cannot be read"),
+        (("plan", "-m", "{m}", "--rate", "60", "--wait-p99", "soon"), "write a time such as 500ms"),
+        (("plan", "-m", "{m}", "--rate", "60", "--replicas", "many"), "write auto or a number"),
+        (("plan", "-m", "{m}", "--rate", "60", "-o", "{dir}/none/p.json"), "cannot be written"),
+        (("simulate", "--rate", "0", "--slots", "4", "--service", "exp:1"), "the rate must be above 0"),
+        (("simulate", "--rate", "1", "--slots", "4"), "give the service times"),
+        (("simulate", "--rate", "1", "--slots", "4", "--service", "exp:1", "--seconds", "0"), "--seconds 0"),
+        (("validate", "{m}", "-m", "{m}", "--seconds", "1"), "--seconds 1"),
+        (("validate", "{dir}/none.json", "-m", "{m}"), "cannot be read"),
+        (("measure", "--dsn", "nowhere"), "no such kind of PostgreSQL server"),
+        (("measure", "-o", "{dir}/none/m.json"), "there is no such directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    arguments: tuple[str, ...], says: str, measured: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "one.csv").write_text("at,duration,kind\n0,1,job\n")
+    (tmp_path / "old.json").write_text('{"format": 0}')
+    assert capacity(*(word.format(m=measured, dir=tmp_path) for word in arguments)) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_a_server_is_measured_planned_for_and_the_plan_run_for_real(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(ROOT)
+    file, kept = tmp_path / "m.json", tmp_path / "p.json"
+    assert capacity("measure", "--dsn", database, "-o", file, "--workers", 2, "--service", "exp:0.2") == 0
+    made = measurement.load(file)
+    assert made.connections_per_worker == 3
+    assert set(made.scaling) == {1, 2}
+    assert made.claim_by_batch[100] < made.claim_by_batch[1], "a batch costs less for each job than one by one"
+    assert capacity("plan", "-m", file, "--rate", 20, "--wait-p99", "500ms", "--slots-per-worker", 4, "-o", kept) == 0
+    capsys.readouterr()
+    # Chance, and a busy machine, may put a figure outside of its interval: then it is 1. What must be is the account.
+    options = ("-m", file, "--dsn", database, "--seconds", 10, "--runs", tmp_path / "runs", "--json")
+    assert capacity("validate", kept, *options) in (0, 1)
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    assert json.loads(kept.read_text())["validations"] == found
+    assert [run["factor"] for run in found] == [1.0, 1.1]
+    for run in found:
+        figures = {item["figure"]: item for item in run["figures"]}
+        assert set(figures) == {"wait_p95", "wait_p99", "utilisation", "connections"}
+        assert figures["connections"]["within"], "three for each worker, whatever the machine does"
+        assert all(item["low"] <= item["predicted"] <= item["high"] for item in run["figures"])
