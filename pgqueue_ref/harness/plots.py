@@ -8,6 +8,7 @@ legend below it: names inside would overlap or be cut on a phone.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -208,7 +209,7 @@ def _line(series: Series, style: str, x: Scale, y: Scale, *, floor: float | None
         else:
             runs[-1].append((x(time), y(value)))
     drawn = ""
-    for points in filter(None, runs):
+    for points in map(_thinned, filter(None, runs)):
         path = "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
         if series.filled:
             base = y(0.0 if floor is None else floor)
@@ -217,3 +218,20 @@ def _line(series: Series, style: str, x: Scale, y: Scale, *, floor: float | None
         # A point between two gaps would be invisible; a line of no length with round ends is a dot.
         drawn += f'<path class="line {style}" d="M{path}{"h0" if len(points) == 1 else ""}"/>'
     return drawn
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of the points in one unit of the width the first, the lowest, the highest and the last: the same picture, and an
+    hour's samples do not make the page slow."""
+    if len(points) <= WIDTH:
+        return points
+    kept: list[tuple[float, float]] = []
+    for _, group in itertools.groupby(points, key=lambda point: int(point[0])):
+        column = list(group)
+        extremes = {column[0], min(column, key=_height), max(column, key=_height), column[-1]}
+        kept += [point for point in dict.fromkeys(column) if point in extremes]
+    return kept
+
+
+def _height(point: tuple[float, float]) -> float:
+    return point[1]

@@ -9,11 +9,16 @@ Rendered from the same documents that are saved as result.json and manifest.json
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
 from pgqueue_ref.harness.page import Document, at, figure, page, section, table
-from pgqueue_ref.harness.plots import SECONDS, Mark, Series, line_plot
+from pgqueue_ref.harness.plots import SECONDS, STYLES, Mark, Series, line_plot
+
+CONNECTIONS_NOTE = (
+    "Without the sampler's. The limit is max_connections less the slots that ordinary roles are never given."
+)
 
 
 def render(result: Document, facts: Document) -> str:
@@ -40,8 +45,8 @@ def plots(result: Document) -> list[str]:
     """The plots of a result: of its arrivals where it has any, of the server, and those of the scenario."""
     marks = marks_of(result)
     drawn = _arrival_plots(result, marks) if has_arrivals(result) else []
-    if at(result, "series.samples"):
-        drawn += _server_plots(result, marks)
+    if samples := at(result, "series.samples"):
+        drawn += server_plots(samples, marks)
     return drawn + [_extra_plot(plot, marks) for plot in result.get("plots") or ()]
 
 
@@ -64,11 +69,12 @@ def latency_series(result: Document, series: str, percentiles: Sequence[str]) ->
     return [Series(name, times, [row.get(f"{name}_ms") for row in windows]) for name in percentiles]
 
 
-def sampled(result: Document, column: str, name: str, *, factor: float = 1.0, filled: bool = False) -> Series:
+def sampled(
+    samples: Sequence[Document], column: str, name: str, *, factor: float = 1.0, filled: bool = False
+) -> Series:
     """What the sampler saw in one of its columns."""
-    rows = result["series"]["samples"]
-    values = [_times(row.get(column), factor) for row in rows]
-    return Series(name, [row["t"] for row in rows], values, filled=filled)
+    values = [_times(row.get(column), factor) for row in samples]
+    return Series(name, [row["t"] for row in samples], values, filled=filled)
 
 
 def _arrival_plots(result: Document, marks: Sequence[Mark]) -> list[str]:
@@ -91,6 +97,14 @@ def _arrival_plots(result: Document, marks: Sequence[Mark]) -> list[str]:
             marks=marks,
         ),
         line_plot(
+            "Push latency",
+            latency_series(result, "push", ("p50", "p99", "max")),
+            unit="milliseconds, logarithmic",
+            note="From the instant the clock intended to the commit of the push.",
+            log=True,
+            marks=marks,
+        ),
+        line_plot(
             "Throughput", [Series("jobs finished", t, finished, filled=True)], unit="jobs per second", marks=marks
         ),
         line_plot(
@@ -103,37 +117,49 @@ def _arrival_plots(result: Document, marks: Sequence[Mark]) -> list[str]:
     ]
 
 
-def _server_plots(result: Document, marks: Sequence[Mark]) -> list[str]:
-    return [
-        line_plot(
-            "Depth by status",
-            [sampled(result, "pending", "pending", filled=True), sampled(result, "running", "running"),
-             sampled(result, "failed", "failed")],
-            unit="jobs",
-            note="Sampled once a second.",
-            marks=marks,
-        ),
-        line_plot(
-            "Write-ahead log",
-            [sampled(result, "wal_bytes", "WAL written", factor=2**-20, filled=True)],
-            unit="MiB since the start",
-            marks=marks,
-        ),
-        line_plot(
-            "Dead tuples of the job table",
-            [sampled(result, "dead_tuples", "dead tuples", filled=True)],
-            unit="tuples",
-            note="As the server's statistics report them; they fall when autovacuum has run.",
-            marks=marks,
-        ),
-        line_plot(
-            "Processors of this machine",
-            [sampled(result, "machine_cpu_percent", "busy", filled=True)],
-            unit="percent of all cores",
-            note="Server, workers and generator share it when all run here.",
-            marks=marks,
-        ),
+def server_plots(samples: Sequence[Document], marks: Sequence[Mark]) -> list[str]:
+    """The plots of what the sampler saw, also while it still samples."""
+    plain: list[tuple[str, str, str, list[Series]]] = [
+        ("Depth by status", "jobs", "Sampled once a second.", _depth(samples)),
+        ("Connections against the limit", "connections", CONNECTIONS_NOTE, _connections(samples)),
+        ("Dead tuples of the job table", "tuples",
+         "As the server's statistics report them; they fall when autovacuum has run.",
+         [sampled(samples, "dead_tuples", "dead tuples", filled=True)]),
+        ("Size of the job table", "MiB", "",
+         [sampled(samples, "table_bytes", "table", factor=2**-20, filled=True),
+          sampled(samples, "index_bytes", "its indexes", factor=2**-20)]),
+        ("Age of the oldest snapshot", "transactions", "Nothing that died since can be vacuumed.",
+         [sampled(samples, "xmin_age", "age", filled=True)]),
+        ("Write-ahead log", "MiB since the start", "",
+         [sampled(samples, "wal_bytes", "WAL written", factor=2**-20, filled=True)]),
+        ("Processors of this machine", "percent of all cores",
+         "Server, workers and generator share it when all run here.",
+         [sampled(samples, "machine_cpu_percent", "busy", filled=True)]),
+        ("Memory of the workers", "MiB", "Resident, of all worker processes together.",
+         [sampled(samples, "worker_rss_bytes", "workers", factor=2**-20, filled=True)]),
     ]  # fmt: skip
+    return [line_plot(title, series, unit=unit, note=note, marks=marks) for title, unit, note, series in plain]
+
+
+def _depth(samples: Sequence[Document]) -> list[Series]:
+    depth = [sampled(samples, "pending", "pending", filled=True), sampled(samples, "running", "running"),
+             sampled(samples, "failed", "failed")]  # fmt: skip
+    # Only dependencies block.
+    return depth + ([sampled(samples, "blocked", "blocked")] if any(row.get("blocked") for row in samples) else [])
+
+
+def _connections(samples: Sequence[Document]) -> list[Series]:
+    """All, the limit, and those of the applications that have the most."""
+    peaks: Counter[str] = Counter()
+    for row in samples:
+        peaks |= Counter(row.get("by_application") or {})
+    times = [row["t"] for row in samples]
+    by_application = [
+        Series(name, times, [(row.get("by_application") or {}).get(name, 0) for row in samples])
+        for name, _ in peaks.most_common(STYLES - 2)
+    ]
+    limit = sampled(samples, "connection_limit", "limit")
+    return [sampled(samples, "connections", "all", filled=True), limit, *by_application]
 
 
 def _extra_plot(plot: Document, marks: Sequence[Mark]) -> str:
@@ -226,11 +252,16 @@ def _probe_tiles(result: Document) -> list[tuple[str, str, str]]:
     ]
     more = (
         ("failed requests", at(result, "requests.failures"), ""),
-        ("most connections seen", at(result, "database.max_connections_seen"), ""),
+        ("most connections seen", at(result, "database.max_connections_seen"), _limit(result)),
         ("lost", at(result, "ledger.lost"), "jobs"),
         ("unexpected", at(result, "ledger.unexpected"), "effects"),
     )
     return tiles + [(name, figure(value), unit) for name, value, unit in more if value is not None]
+
+
+def _limit(result: Document) -> str:
+    limit = at(result, "database.connection_limit")
+    return f"of {figure(limit)}" if limit is not None else ""
 
 
 def _objectives(result: Document) -> str:

@@ -120,6 +120,7 @@ def build_result(measured: Measured) -> dict[str, Any]:
             "wal_bytes": samples[-1]["wal_bytes"] if samples else None,
             "wal_bytes_per_job": _per_job(samples, finished),
             "max_connections_seen": max((row["connections"] for row in samples), default=None),
+            "connection_limit": min((row["connection_limit"] for row in samples), default=None),
             "max_dead_tuples": max((row["dead_tuples"] for row in samples), default=None),
             "waits": _waits(samples),
             "failed_samples": measured.sampler.failures if measured.sampler else None,
@@ -277,13 +278,15 @@ def _series(measured: Measured, samples: list[dict[str, Any]]) -> dict[str, Any]
         "window_seconds": measured.start_latency.width,
         "start_latency": measured.start_latency.windows(),
         "push_latency": measured.request_latencies["push"].windows(),
-        "samples": [
-            {key: row[key] for key in ("t", "pending", "running", "failed", "dead_tuples", "wal_bytes", "table_bytes",
-                                       "index_bytes", "xmin_age", "connections", "worker_rss_bytes",
-                                       "machine_cpu_percent")}
-            for row in samples
-        ],
-    }  # fmt: skip
+        "samples": [sample(row) for row in samples],
+    }
+
+
+def sample(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What plots and comparisons need of a sampler's row; its connections by application as a mapping."""
+    names = ("t", "pending", "blocked", "running", "failed", "dead_tuples", "wal_bytes", "table_bytes", "index_bytes",
+             "xmin_age", "connections", "connection_limit", "worker_rss_bytes", "machine_cpu_percent")  # fmt: skip
+    return {name: row[name] for name in names} | {"by_application": json.loads(row["by_application"] or "{}")}
 
 
 def _rate(count: int, seconds: float) -> float | None:
@@ -294,9 +297,7 @@ def _waits(samples: list[dict[str, Any]]) -> dict[str, float]:
     """How many of the server's busy backends waited for what, on average over the samples; most first."""
     total: Counter[str] = Counter()
     for row in samples:
-        for item in filter(None, (row["wait_events"] or "").split(";")):
-            event, _, count = item.rpartition("=")
-            total[event] += int(count)
+        total.update(json.loads(row["wait_events"] or "{}"))
     return {event: count / len(samples) for event, count in total.most_common(8)}
 
 

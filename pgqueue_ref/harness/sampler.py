@@ -1,9 +1,9 @@
 """Samples the server once a second while a load run goes on, into samples.csv.
 
 Each row: depth by status, dead tuples, sizes, the age of the oldest snapshot, wait events, WAL written,
-connections by application, processor use of this machine. Called by the load run, in a thread of its own
-over a connection of its own; a sample that fails is counted and the next one reconnects, so a server that
-goes away leaves a gap and not the end of the record.
+connections with their limit and by application, processor use of this machine; what has names is JSON. Called
+by the load run, in a thread of its own over a connection of its own; a sample that fails is counted and the
+next one reconnects, so a server that goes away leaves a gap and not the end of the record.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import psutil
 import psycopg
 
 # The active states and `failed` are counted through their partial indexes, so a sample stays cheap over a
-# million finished jobs; those are what the statistics say, less the active ones.
+# million finished jobs; those are what the statistics say, less the active ones. The sampler's own connection is not
+# counted; the limit is of ordinary roles (see connections.py).
 SAMPLE = """
 WITH jobs AS (
     SELECT (SELECT count(*) FROM pgqueue_jobs WHERE status = 'pending') AS pending,
@@ -37,20 +38,22 @@ SELECT pending, blocked, running, failed,
        (SELECT max(age(backend_xmin)) FROM pg_stat_activity) AS xmin_age,
        pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint AS wal_bytes,
        (SELECT count(*) FROM activity) AS connections,
-       (SELECT string_agg(format('%s=%s', name, n), ';' ORDER BY name)
+       current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+           - coalesce(current_setting('reserved_connections', true), '0')::int AS connection_limit,
+       (SELECT jsonb_object_agg(name, n)
           FROM (SELECT coalesce(nullif(application_name, ''), 'unnamed') AS name, count(*) AS n
-                FROM activity GROUP BY 1) a) AS by_application,
-       (SELECT string_agg(format('%s=%s', event, n), ';' ORDER BY n DESC, event)
+                FROM activity GROUP BY 1) a)::text AS by_application,
+       (SELECT jsonb_object_agg(event, n)
           FROM (SELECT coalesce(wait_event_type || ':' || wait_event, 'running') AS event, count(*) AS n
-                FROM activity WHERE state = 'active' GROUP BY 1) w) AS wait_events
+                FROM activity WHERE state = 'active' GROUP BY 1) w)::text AS wait_events
 FROM jobs, pg_stat_user_tables s
 WHERE s.relid = 'pgqueue_jobs'::regclass
 """
 
 COLUMNS = (
     "t", "pending", "blocked", "running", "failed", "finished_estimate", "dead_tuples", "table_bytes",
-    "index_bytes", "xmin_age", "wal_bytes", "connections", "by_application", "wait_events", "machine_cpu_percent",
-    "worker_rss_bytes", "sample_ms",
+    "index_bytes", "xmin_age", "wal_bytes", "connections", "connection_limit", "by_application", "wait_events",
+    "machine_cpu_percent", "worker_rss_bytes", "sample_ms",
 )  # fmt: skip
 
 

@@ -11,12 +11,14 @@ import pytest
 
 from pgqueue_ref.harness import manifest, plots
 from pgqueue_ref.harness.plots import Series, line_plot, linear_ticks, log_ticks
+from pgqueue_ref.harness.report import plots as plots_of
 from pgqueue_ref.harness.report import render
 
 SUMMARY = {"count": 9, "p50_ms": 5.0, "p90_ms": 8.0, "p95_ms": 9.0, "p99_ms": 12.5, "p99_9_ms": 13.0, "max_ms": 14.0}
 SAMPLE = {
     "t": 0.5, "pending": 3, "running": 1, "failed": 0, "dead_tuples": 7, "wal_bytes": 2**20, "connections": 4,
-    "machine_cpu_percent": 31.0,
+    "connection_limit": 97, "table_bytes": 2**20, "index_bytes": 2**19, "xmin_age": 5, "worker_rss_bytes": 2**27,
+    "machine_cpu_percent": 31.0, "by_application": {"loadtest producer": 3, "psql <x>": 1},
 }  # fmt: skip
 
 
@@ -40,7 +42,8 @@ def result(**changes: Any) -> dict[str, Any]:
                  "reason": ""}],
         "series": {
             "t": [0, 1], "offered": [4, 5], "pushed": [4, 5], "finished": [4, 5], "window_seconds": 1.0,
-            "start_latency": [{"t": 0.0, **SUMMARY}, {"t": 3.0, **SUMMARY}], "samples": [SAMPLE],
+            "start_latency": [{"t": 0.0, **SUMMARY}, {"t": 3.0, **SUMMARY}],
+            "push_latency": [{"t": 0.0, **SUMMARY}], "samples": [SAMPLE],
         },
         **changes,
     }  # fmt: skip
@@ -98,7 +101,7 @@ def test_server_version_durability_machine_command_and_thanks_are_stated() -> No
     for text in ("embedded PostgreSQL 18.4", "PostgreSQL 18.4 on x86_64", "fsync = on", "synchronous_commit = off",
                  "2 cores", "locust -f loadtests", "0123456789ab with local changes", "Bill Nitzberg"):  # fmt: skip
         assert text in page
-    assert "prefers-color-scheme: dark" in page
+    assert "color-scheme: light dark" in page
 
 
 def test_text_from_outside_is_escaped() -> None:
@@ -112,7 +115,8 @@ def test_every_plot_has_a_title_a_unit_and_a_legend() -> None:
     figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
     titles = [re.sub("<[^>]+>", "", figure.split("</figcaption>")[0]) for figure in figures]
     assert {title.split(" in ")[0] for title in titles} >= {
-        "Arrivals", "Start latency", "Depth by status", "Throughput"
+        "Arrivals", "Start latency", "Push latency", "Throughput", "Depth by status", "Connections against the limit",
+        "Dead tuples of the job table", "Size of the job table", "Age of the oldest snapshot", "Write-ahead log",
     }  # fmt: skip
     for figure, title in zip(figures, titles, strict=True):
         assert " in " in title
@@ -132,12 +136,23 @@ def test_a_failed_run_says_so_first_with_every_reason() -> None:
 
 def test_what_was_not_measured_is_named_as_such() -> None:
     nothing = dict.fromkeys(SUMMARY) | {"count": 0}
-    series = result()["series"] | {"samples": [], "start_latency": []}
+    series = result()["series"] | {"samples": [], "start_latency": [], "push_latency": []}
     latency = dict.fromkeys(("start", "push", "end_to_end"), nothing)
     page = render(result(ledger=None, latency=latency, series=series), FACTS)
     assert "not measured" in page
     assert "Nothing was measured" in page
     assert "The ledger was not reconciled" in page
+
+
+def test_connections_are_drawn_against_their_limit_and_by_application() -> None:
+    (drawn,) = [plot for plot in plots_of(result()) if "<b>Connections against the limit</b>" in plot]
+    names = re.findall(r"</svg>([^<]*)</li>", drawn)
+    assert names == ["all", "limit", "loadtest producer", "psql &lt;x&gt;"]
+
+
+def test_an_older_result_without_the_limit_has_a_plot_too() -> None:
+    old = {name: value for name, value in SAMPLE.items() if name not in ("connection_limit", "by_application")}
+    assert any("Connections" in plot for plot in plots_of(result(series=result()["series"] | {"samples": [old]})))
 
 
 def lines_of(plot: str) -> list[str]:
@@ -148,6 +163,18 @@ def test_a_line_does_not_cross_a_gap_and_a_lone_point_is_drawn() -> None:
     lines = lines_of(line_plot("a", [Series("s", [0, 1, 2, 3, 4], [1.0, 2.0, None, 3.0, None])], unit="u"))
     assert len(lines) == 2
     assert lines[1].endswith("h0")
+
+
+def test_a_long_line_is_thinned_and_keeps_its_peaks() -> None:
+    values = [float(n % 7) for n in range(20_000)]
+    values[12_345], values[15_001] = 1000.0, -500.0
+    series = [Series("s", range(20_000), values)]
+    (line,) = lines_of(line_plot("a", series, unit="u"))
+    points = [(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", line)]
+    assert len(points) < 4 * plots.WIDTH
+    assert points == sorted(points, key=lambda point: point[0])
+    top, bottom = (f"{y:.1f}" for y in (plots.TOP, plots.HEIGHT - plots.BOTTOM))
+    assert {f"{min(y for _, y in points):.1f}", f"{max(y for _, y in points):.1f}"} == {top, bottom}
 
 
 def test_every_point_lies_within_the_plot() -> None:

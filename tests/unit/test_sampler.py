@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from pgqueue_ref.harness.connections import Slots
 from pgqueue_ref.harness.sampler import COLUMNS, Sampler
 
 
@@ -30,9 +32,11 @@ def test_samples_show_depth_by_status_and_connections(database: str, tmp_path: P
         sampler.start()
         wait_for(lambda: len(sampler.samples) >= 3)
         sampler.stop()
+        slots = Slots.read(connection)
     sample = sampler.samples[0]
     assert (sample["pending"], sample["running"], sample["failed"], sample["blocked"]) == (2, 1, 1, 0)
-    assert "bystander=1" in sample["by_application"]
+    assert json.loads(sample["by_application"])["bystander"] == 1
+    assert sample["connections"] < sample["connection_limit"] == slots.max_connections - slots.reserved
     assert sample["wal_bytes"] == 0
     assert sample["table_bytes"] > 0
     with (tmp_path / "s.csv").open(newline="") as file:
