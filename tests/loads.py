@@ -75,10 +75,10 @@ class Load:
             return [name for (name,) in found]
 
 
-def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
-    """Read the run's output until a line has `text`."""
+def wait_for_line(process: subprocess.Popen[str], text: str) -> str:
+    """Read the run's output until a line has `text`; returns the line."""
     assert process.stdout is not None
     for line in process.stdout:
         if text in line:
-            return
+            return line
     pytest.fail(f"the run ended without {text!r}")

@@ -11,13 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
-
-from locust.runners import MasterRunner, WorkerRunner
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pgqueue_ref.harness.generator import Generator, Setup, Share, Tally, decode, encode
 from pgqueue_ref.harness.latency import Latencies
 from pgqueue_ref.harness.traces import Arrival
+
+if TYPE_CHECKING:  # importing Locust patches the standard library; who imports this module may not want that
+    from locust.runners import MasterRunner, WorkerRunner
 
 _SETUP, _SHARE, _CLOSE, _DONE = "pgqueue-setup", "pgqueue-share", "pgqueue-close", "pgqueue-done"
 _REPORT = "pgqueue"  # the field of Locust's own reports that carries a generator's

@@ -354,15 +354,38 @@ SELECT EXISTS (SELECT FROM pgqueue_jobs WHERE status = 'pending')
     OR EXISTS (SELECT FROM pgqueue_jobs WHERE status IN ('running', 'blocked'))
 """
 
-# For the progress line: jobs that wait still count with the time they have waited, or a stall would look
-# fast.
+# For the progress line. Jobs that wait still count with the time they have waited, or a stall would look fast; one that
+# runs has started, though its effect is yet to come. Only jobs after the last one that nothing waits before are looked
+# at. The counts read both tables, 50 ms for a million jobs: the statistics are cheaper, but a second behind.
 RECENT = """
-SELECT count(*), percentile_cont(0.99) WITHIN GROUP (
-           ORDER BY extract(epoch FROM coalesce(e.started_at, clock_timestamp()) - p.intended_at)::float8),
-       max(p.job_id)
-FROM loadtest_pushed p LEFT JOIN loadtest_effects e USING (job_id, key)
-WHERE p.job_id > %s
+SELECT (SELECT count(*) FROM loadtest_pushed), (SELECT count(*) FROM loadtest_effects),
+       percentile_cont(0.99) WITHIN GROUP (
+           ORDER BY extract(epoch FROM coalesce(started_at, clock_timestamp()) - intended_at)::float8)
+           FILTER (WHERE started_at IS NULL OR started_at > to_timestamp(%s)),
+       coalesce(min(job_id) FILTER (WHERE started_at IS NULL) - 1, max(job_id)),
+       extract(epoch FROM clock_timestamp())::float8
+FROM (
+    SELECT p.job_id, p.intended_at,
+           coalesce((SELECT min(started_at) FROM loadtest_effects e WHERE e.job_id = p.job_id),
+                    CASE WHEN j.status NOT IN ('pending', 'blocked') THEN coalesce(j.started_at, j.finished_at) END
+           ) AS started_at
+    FROM loadtest_pushed p LEFT JOIN pgqueue_jobs j ON j.id = p.job_id
+    WHERE p.measured AND p.job_id > %s
+) jobs
 """
+
+
+class Recent(NamedTuple):
+    """A look at the run: jobs pushed and effects recorded so far, and the start latency p99 (s) of the jobs that
+    started since the last look or wait still, None where none does. `settled`: no measured job up to this id waits;
+    `at`: database time, epoch seconds.
+    """
+
+    pushed: int = 0
+    effects: int = 0
+    start_p99: float | None = None
+    settled: int = 0
+    at: float = 0.0
 
 
 def latencies(connection: psycopg.Connection[Any]) -> Sequence[tuple[float, float, float]]:
@@ -370,10 +393,12 @@ def latencies(connection: psycopg.Connection[Any]) -> Sequence[tuple[float, floa
     return connection.execute(START_LATENCIES).fetchall()
 
 
-def recent(connection: psycopg.Connection[Any], after_job: int) -> tuple[int, float | None, int]:
-    """Of the jobs pushed after job id `after_job`: how many, their start latency p99 (s), and the newest job id."""
-    count, p99, newest = connection.execute(RECENT, (after_job,)).fetchone() or (0, None, None)
-    return count, p99, newest if newest is not None else after_job
+def recent(connection: psycopg.Connection[Any], last: Recent) -> Recent:
+    """A look at the run while it goes on; `last` is the one before, `Recent()` for the first."""
+    row = connection.execute(RECENT, (last.at, last.settled)).fetchone()
+    assert row is not None  # noqa: S101  # for the type checker: an aggregate without GROUP BY has one row
+    pushed, effects, start_p99, settled, at = row
+    return Recent(pushed, effects, start_p99, last.settled if settled is None else settled, at)
 
 
 def pushed_per_second(connection: psycopg.Connection[Any], began: float) -> dict[int, int]:

@@ -63,15 +63,32 @@ class Settings:
     summary: Path | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Live:
-    """The newest line of progress: t (s), rate (jobs/s), start p99 (s), errors; and the newest sample."""
+    """A point of progress: t (s), the phase; since the point before pushed and finished (jobs/s) and start p99 (s);
+    errors and refusals so far; the newest sample."""
 
-    t: float = 0.0
-    rate: float = 0.0
-    start_p99: float | None = None
-    errors: int = 0
+    t: float
+    phase: str
+    pushed: float
+    finished: float
+    start_p99: float | None
+    errors: int
+    refused: int
     sample: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The line of progress, in columns."""
+        p99 = "-" if self.start_p99 is None else f"{self.start_p99 * 1000:,.0f} ms"
+        return (
+            f"{self.t:5.0f} s  {self.phase:<10.10}  pushed {self.pushed:5.0f}/s  finished {self.finished:5.0f}/s"
+            f"  pending {_count(self.sample, 'pending'):>6}  running {_count(self.sample, 'running'):>4}"
+            f"  start p99 {p99:>9}  errors {self.errors}{f'  refused {self.refused:,}' if self.refused else ''}"
+        )
+
+
+def _count(sample: Mapping[str, Any], column: str) -> str:
+    return f"{sample[column]:,}" if column in sample else "-"
 
 
 class LoadRun:
@@ -342,19 +359,35 @@ class LoadRun:
         self._incidents.append((exit_code, line))
 
     def _tell_progress(self) -> None:
-        newest = 0
-        while not self._done.wait(PROGRESS_EVERY):
-            with contextlib.suppress(Exception), self.connect("loadtest progress") as connection:
-                count, p99, newest = ledger.recent(connection, newest)
-                sample = self._sampler.samples[-1] if self._sampler and self._sampler.samples else {}
-                now, last = self.elapsed(), self.live[-1].t if self.live else 0.0
-                live = Live(now, count / (now - last), p99, self.generators.tally().failures, sample)
-                self.live.append(live)
-                tail = "-" if p99 is None else f"{p99 * 1000:.0f} ms"
+        last = ledger.Recent()
+        while not self.over:
+            try:
+                with self.connect("loadtest progress") as connection:
+                    look = ledger.recent(connection, last)
+                if last.at:  # the first look is what the next one counts from
+                    self._say_progress(look, last)
+                last = look
+            except Exception as error:  # noqa: BLE001  # whatever it is, the run goes on and progress with it
                 self.say(
-                    f"{now:5.0f} s  {live.rate:6.0f} jobs/s  pending {sample.get('pending', '-'):>4}  "
-                    f"running {sample.get('running', '-'):>3}  start p99 {tail:>8}  errors {live.errors}"
+                    f"{self.elapsed():5.0f} s  no progress to be seen: {manifest.masked(' '.join(str(error).split()))}"
                 )
+            self._done.wait(PROGRESS_EVERY)
+
+    def _say_progress(self, look: ledger.Recent, last: ledger.Recent) -> None:
+        tally, phases, seconds = self.generators.tally(), self.measured.phases, look.at - last.at
+        self.live.append(
+            Live(
+                t=look.at - self.measured.began,
+                phase="draining" if self.played else phases[-1].name if phases else "",
+                pushed=(look.pushed - last.pushed) / seconds,
+                finished=(look.effects - last.effects) / seconds,
+                start_p99=look.start_p99,
+                errors=tally.failures,
+                refused=sum(tally.refused.values()),
+                sample=self.measured.samples[-1] if self.measured.samples else {},
+            )
+        )
+        self.say(str(self.live[-1]))
 
     # -- After ----------------------------------------------------------------------------------------
 
@@ -397,13 +430,13 @@ class LoadRun:
             yield
         finally:
             died = [worker.died() for worker in self.workers]
+            self._done.set()  # from here on a worker that ends does so because it was asked to
             for worker in self.workers:
                 worker.ask_to_stop()
             stopped = [worker.wait(GRACE + 15, drained=self._drained) for worker in self.workers]
             complaints = [before or after for before, after in zip(died, stopped, strict=True)]
             self._incidents += [(Exit.CRASH_OR_USAGE, line) for line in dict.fromkeys(filter(None, complaints))]
             self._incidents += [(Exit.INVALID, line) for line in self.generators.lost]
-            self._done.set()
             if self._sampler is not None:
                 self._sampler.stop()
 

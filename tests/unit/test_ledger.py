@@ -180,13 +180,34 @@ def test_warm_up_jobs_are_reconciled_but_not_measured(connection: Connection, da
     assert ledger.latencies(connection) == []
 
 
-def test_the_progress_figure_counts_the_time_that_waiting_jobs_have_waited(connection: Connection) -> None:
+def test_progress_counts_the_time_that_waiting_jobs_have_waited_however_long_they_do(connection: Connection) -> None:
     push(connection, "k", "pending")  # intended in 1970
-    count, p99, newest = ledger.recent(connection, 0)
-    assert count == 1
-    assert p99 is not None
-    assert p99 > 1e9
-    assert ledger.recent(connection, newest) == (0, None, newest)
+    first = ledger.recent(connection, ledger.Recent())
+    again = ledger.recent(connection, first)
+    for look in (first, again):
+        assert (look.pushed, look.effects, look.settled) == (1, 0, 0)
+        assert look.start_p99 is not None
+        assert look.start_p99 > 1e9
+
+
+def test_progress_takes_a_job_that_runs_for_started(connection: Connection) -> None:
+    job = push(connection, "k", "running")
+    connection.execute("UPDATE pgqueue_jobs SET started_at = to_timestamp(1003)")
+    assert ledger.recent(connection, ledger.Recent())[2:4] == (3.0, job)
+
+
+def test_progress_counts_a_job_once(connection: Connection, database: str) -> None:
+    run(database, [(push(connection, "k"), 1, "k")])
+    first = ledger.recent(connection, ledger.Recent())
+    assert (first.pushed, first.effects, first.start_p99) == (1, 1, 1.0)
+    again = ledger.recent(connection, first)
+    assert again.start_p99 is None
+    assert again.settled == first.settled > 0
+
+
+def test_progress_shows_a_backlog_that_was_filled_in_the_counts_alone(connection: Connection) -> None:
+    ledger.record_pushes(connection, ["f"], [enqueue(connection, "f", "pending")], "mail")
+    assert ledger.recent(connection, ledger.Recent())[:4] == (1, 0, None, 0)
 
 
 def test_a_failed_effect_write_fails_the_attempt_and_the_next_one_reconnects(

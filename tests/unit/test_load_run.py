@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from loads import SMALL_SLO, Load, wait_for_line
 
+from pgqueue_ref.core import DatabaseUnavailable
+from pgqueue_ref.harness.run import Live, LoadRun, Settings
+from pgqueue_ref.harness.scenario import Scenario
 from pgqueue_ref.harness.slo import Exit
 
 
@@ -135,10 +140,47 @@ def test_sigterm_ends_workers_and_is_no_pass(load: Load) -> None:
         time.sleep(0.05)
 
 
+def test_progress_is_a_line_in_columns_that_also_says_what_is_not_known() -> None:
+    sample = {"pending": 12_345, "running": 64}
+    full = Live(65.4, "spike", 300.4, 160.0, 2.3104, errors=2, refused=1_700, sample=sample)
+    assert str(full) == (
+        "   65 s  spike       pushed   300/s  finished   160/s  pending 12,345  running   64  start p99  2,310 ms"
+        "  errors 2  refused 1,700"
+    )
+    assert str(Live(5.0, "", 0.0, 0.0, None, errors=0, refused=0)) == (
+        "    5 s              pushed     0/s  finished     0/s  pending      -  running    -  start p99         -"
+        "  errors 0"
+    )
+
+
+def test_a_server_that_does_not_answer_is_told_and_progress_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("pgqueue_ref.harness.run.PROGRESS_EVERY", 0.001)
+
+    class Unreachable(LoadRun):
+        @property
+        def over(self) -> bool:
+            return len(told) >= 2
+
+        def connect(self, name: str, **settings: Any) -> psycopg.Connection[Any]:
+            raise DatabaseUnavailable("connection to postgresql://u:hunter2@db\nrefused")
+
+    settings = Settings(Scenario(quick=True), [], "", tmp_path, tmp_path)
+    Unreachable(settings, None, None, told.append)._tell_progress()
+    assert told == ["    0 s  no progress to be seen: connection to postgresql://u:***@db refused"] * 2
+
+
 def test_ctrl_c_drains_and_judges_but_is_no_pass(load: Load) -> None:
     load.slo.write_text(SMALL_SLO.replace("100", "1"))
     process = load.start("--speedup", "0.05")
-    wait_for_line(process, "start p99")  # the first line of progress
+    line = wait_for_line(process, "start p99")
+    assert re.fullmatch(
+        r" +\d+ s  load        pushed +\d+/s  finished +\d+/s  pending +\d+  running +\d+  start p99 +[\d,]+ ms"
+        r"  errors 0\n",
+        line,
+    )
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == Exit.INVALID, output
