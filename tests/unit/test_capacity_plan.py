@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgqueue_ref.capacity import CapacityError, measurement, plan, report, service, trace
+from pgqueue_ref.capacity import CapacityError, measurement, model, plan, report, service, trace
 from pgqueue_ref.capacity.measurement import Measurement
 from pgqueue_ref.capacity.plan import Demand
 from pgqueue_ref.harness.connections import safe_workers
@@ -213,3 +214,14 @@ def test_a_trace_with_one_job_and_a_growth_of_nothing_are_refused() -> None:
         trace.busiest(Trace("log", (Arrival(0.0, 1.0, "job"),)))
     with pytest.raises(CapacityError, match="--growth 0"):
         trace.busiest(Trace("log", (Arrival(0.0, 1.0, "job"), Arrival(5.0, 1.0, "job"))), growth=0)
+
+
+def test_the_table_of_shards_in_the_documentation_is_erlang_c() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "scale.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) % \|$", text, re.MULTILINE)
+    assert len(rows) == 5
+    for shards, load, slots, all_slots, busy in (map(int, row) for row in rows):
+        assert shards * load == 480 * 0.5
+        assert slots == model.slots_needed(load, 0.5, 0.5, 99)
+        assert all_slots == shards * slots
+        assert busy == round(100 * load / slots)
