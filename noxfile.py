@@ -57,6 +57,14 @@ def vendored(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Take one safeguard at a time from a copy of the core: the suite must fail; options: --postgres SPEC,
+    --only WORDS, --summary FILE."""
+    install(session, "dev")
+    session.run("python", "tests/mutants/run.py", *session.posargs)
+
+
+@nox.session
 def containers(session: nox.Session) -> None:
     """Conformance and settings against PostgreSQL 16 and 18 in containers; options: --summary FILE."""
     install(session, "dev")
