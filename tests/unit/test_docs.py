@@ -1,9 +1,9 @@
 """The documents tell the truth: examples run, the diagram is the core's, links and session names lead somewhere.
 
-Convention: every ```python and shell block of the README is run, but for one that an HTML comment precedes:
-`<!-- not run: reason -->`. Python blocks get a fresh database with the schema, as PGQUEUE_DATABASE_URL. Of shell
-blocks the commands of this package and Alembic run, against an empty database, and for the others (pip, nox, locust,
-a worker that would not end) names are checked.
+Convention: every ```python and shell block of the guides (the README, the pages of the extensions) is run, but for one
+that an HTML comment precedes: `<!-- not run: reason -->`. Python blocks get a fresh database with the schema, as
+PGQUEUE_DATABASE_URL. Of shell blocks the commands of this package and Alembic run, against an empty database, and for
+the others (pip, nox, locust, a worker that would not end) names are checked.
 """
 
 import os
@@ -20,6 +20,7 @@ from pgqueue_ref.core.states import mermaid
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+GUIDES = [README, *sorted(ROOT.glob("docs/extensions/*.md"))]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     ROOT.glob("docs/**/*.md")
 )
@@ -33,6 +34,10 @@ class Block(NamedTuple):
     text: str
     line: int
     not_run: str
+    document: str = ""
+
+
+MIGRATE = Block("sh", "pgqueue-ref migrate", 1, "")
 
 
 def blocks(markdown: str) -> list[Block]:
@@ -58,21 +63,23 @@ def is_cheap(command: str) -> bool:
     return "|" not in words and ("worker" not in words or "--once" in words)
 
 
-def readme_blocks() -> list[Block]:
-    return blocks(README.read_text()) if README.exists() else []
+def guide_blocks() -> list[Block]:
+    return [
+        block._replace(document=str(guide.relative_to(ROOT))) for guide in GUIDES for block in blocks(guide.read_text())
+    ]
 
 
 def examples() -> list[Block]:
-    return [block for block in readme_blocks() if block.language == "python" and not block.not_run]
+    return [block for block in guide_blocks() if block.language == "python" and not block.not_run]
 
 
 def scripts() -> list[Block]:
-    shells = [block for block in readme_blocks() if block.language in SHELL and not block.not_run]
+    shells = [block for block in guide_blocks() if block.language in SHELL and not block.not_run]
     return [block for block in shells if any(map(is_cheap, commands(block)))]
 
 
-def at_line(block: Block) -> str:
-    return f"line {block.line}"
+def place(block: Block) -> str:
+    return f"{block.document}:{block.line}"
 
 
 @pytest.fixture
@@ -110,23 +117,28 @@ def run_shell(block: Block, dsn: str, programs: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readme_has_examples_that_run() -> None:
-    assert examples()
-    assert scripts()
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_guide_has_an_example_that_runs(guide: Path) -> None:
+    assert str(guide.relative_to(ROOT)) in {block.document for block in examples()}
 
 
-@pytest.mark.parametrize("block", examples(), ids=at_line)
-def test_a_python_example_of_the_readme_runs(block: Block, database: str, tmp_path: Path) -> None:
-    run_python(block, database, tmp_path)
+def test_the_readme_has_commands_that_run() -> None:
+    assert "README.md" in {block.document for block in scripts()}
 
 
-@pytest.mark.parametrize("block", scripts(), ids=at_line)
-def test_the_cheap_commands_of_the_readme_run(block: Block, empty_database: str, programs: Path) -> None:
+@pytest.mark.parametrize("block", examples(), ids=place)
+def test_a_python_example_runs(block: Block, empty_database: str, tmp_path: Path, programs: Path) -> None:
+    run_shell(MIGRATE, empty_database, programs)
+    run_python(block, empty_database, tmp_path)
+
+
+@pytest.mark.parametrize("block", scripts(), ids=place)
+def test_the_cheap_commands_of_a_guide_run(block: Block, empty_database: str, programs: Path) -> None:
     run_shell(block, empty_database, programs)
 
 
 def test_the_state_diagram_of_the_readme_is_the_core_s() -> None:
-    diagrams = [block.text.strip() for block in readme_blocks() if block.language == "mermaid"]
+    diagrams = [block.text.strip() for block in blocks(README.read_text()) if block.language == "mermaid"]
     assert mermaid() in diagrams
 
 
