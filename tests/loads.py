@@ -43,9 +43,16 @@ class Load:
         self.trace.write_text("# Thanks to Ada\nat,duration,kind\n" + "\n".join(rows) + "\n")
 
     def start(self, *options: str) -> subprocess.Popen[str]:
-        words = ["--headless", "--only-summary", "--loglevel", "ERROR", "--postgres", self.database]
+        words = ["--headless", "--only-summary", "--postgres", self.database]
         words += ["--trace", str(self.trace), "--speedup", "1", "--slo", str(self.slo), "--set", "producers=4"]
-        words += ["--runs", str(self.directory / "runs"), *options]
+        return self._locust(*words, "--runs", str(self.directory / "runs"), *options)
+
+    def start_load_worker(self, port: int) -> subprocess.Popen[str]:
+        """For a run that was started with `--master --master-bind-port PORT`."""
+        return self._locust("--worker", "--master-port", str(port))
+
+    def _locust(self, *words: str) -> subprocess.Popen[str]:
+        words = ("--loglevel", "ERROR", *words)
         return subprocess.Popen(
             [sys.executable, "-m", "locust", "-f", self.files, *words],
             cwd=ROOT,

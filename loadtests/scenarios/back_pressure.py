@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import time
-
+from pgqueue_ref.harness.ledger import Connection
 from pgqueue_ref.harness.run import LoadRun
 from pgqueue_ref.harness.scenario import Scenario, poisson, service
 
@@ -17,39 +16,34 @@ class BackPressure(Scenario):
 
     name = "back-pressure"
     quick = {"seconds": 15.0}
+    positive = (*Scenario.positive, "seconds", "service", "limit")
     tolerates = ("QueueBusy",)
     seconds = 60.0  # of each phase
     slots = 4  # in each worker
-    service = 0.1  # seconds
+    service = 0.2  # seconds
     limit = 24  # jobs not terminal
     factor = 3.0  # overload, as a multiple of what the slots can serve
 
     def play(self, run: LoadRun) -> None:
         self._capacity = self.workers * self.slots / self.service
         self._most, self._looks = 0, 0
-        watch = run.spawn(self._watch, run)
         draw = service(f"fixed:{self.service}", self.random)
-        for name, share in (("fits", 0.4), ("overload", self.factor), ("fits again", 0.4)):
-            arrivals = poisson(share * self._capacity, self.seconds, draw, self.random)
-            before = run.generators.tally().refused["QueueBusy"]
-            phase = run.offer(arrivals, name, max_in_flight=self.limit)
-            run.wait_drained(self.drain_timeout)
-            refused = run.generators.tally().refused["QueueBusy"] - before
-            name = name.replace(" ", "_")
-            run.found(
-                f"{name}_refused_ratio", refused / len(arrivals), "", f"of the arrivals of the phase {phase.name}"
-            )
-        self._watching = False
-        watch.join()
+        # As often as the server answers: each look is a snapshot, and none may be above the bound.
+        with run.watching(self._look, every=0.01):
+            for name, share in (("fits", 0.4), ("overload", self.factor), ("fits again", 0.4)):
+                arrivals = poisson(share * self._capacity, self.seconds, draw, self.random)
+                before = run.generators.tally().refused["QueueBusy"]
+                phase = run.offer(arrivals, name, max_in_flight=self.limit)
+                run.wait_drained(self.drain_timeout)
+                refused = run.generators.tally().refused["QueueBusy"] - before
+                name = name.replace(" ", "_")
+                run.found(
+                    f"{name}_refused_ratio", refused / len(arrivals), "", f"of the arrivals of the phase {phase.name}"
+                )
 
-    def _watch(self, run: LoadRun) -> None:
-        """Look at the queue as often as the server answers: each is a snapshot, and none may be above the bound."""
-        self._watching = True
-        with run.connect("loadtest bound") as connection:
-            while self._watching and not run.over:
-                (active,) = connection.execute(COUNT).fetchone() or (0,)
-                self._most, self._looks = max(self._most, active), self._looks + 1
-                time.sleep(0.01)
+    def _look(self, connection: Connection) -> None:
+        (active,) = connection.execute(COUNT).fetchone() or (0,)
+        self._most, self._looks = max(self._most, active), self._looks + 1
 
     def judge(self, run: LoadRun) -> None:
         _, overload, _ = run.measured.phases

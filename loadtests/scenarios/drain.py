@@ -24,6 +24,7 @@ class Drain(Scenario):
 
     name = "drain"
     quick = {"backlog": 1_500}
+    positive = (*Scenario.positive, "backlog", "service", "beyond")
     backlog = 20_000  # jobs
     service = 0.5  # seconds, fixed
     rate = 32.0  # jobs/s that come meanwhile, at equal distances

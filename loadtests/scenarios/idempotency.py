@@ -11,19 +11,23 @@ from pgqueue_ref.harness.scenario import Scenario
 ROWS = "SELECT external_key, count(*) FROM pgqueue_jobs WHERE external_key LIKE 'key-%' GROUP BY 1"
 # One of the pushers' connections, while its statement or commit may be under way.
 CUT = "SELECT pg_terminate_backend(%s)"
+PAUSE = 0.01  # seconds before a pusher that was cut connects again
 
 
 class Idempotency(Scenario):
-    """Many producers push the same few keys at once, again and again, while connections are cut and workers die.
+    """Many producers push the same keys at the same moment, while connections are cut and workers die.
 
     Whoever pushes, and however often it does not learn how its commit ended: one row per key, one id for everybody, and
-    the job is done once unless the death of a worker explains more.
+    the job is done once unless the death of a worker explains more. Keys come at equal distances, so that the faults
+    find pushers at work however fast the machine is.
     """
 
     name = "idempotency"
-    quick = {"keys": 1_500}
-    keys = 20_000
-    pushers = 16  # connections, each pushing every key
+    quick = {"seconds": 25.0, "keys": 1_000}
+    positive = (*Scenario.positive, "seconds", "keys", "pushers")
+    seconds = 300.0
+    keys = 12_000
+    pushers = 16  # connections, each pushing every key when it comes
     cut_every = 0.2  # seconds between two connections cut
     service = 0.01  # seconds
     producers = 1  # of Locust's own, idle here
@@ -33,23 +37,26 @@ class Idempotency(Scenario):
         self._ids: dict[str, set[int]] = defaultdict(set)
         self._answers = self._created = self._cuts = 0
         self._backends: dict[int, int] = {}
-        with run.phase("pushing"):
-            pushers = [run.spawn(self._push_all, run, number) for number in range(self.pushers)]
-            cutter = run.spawn(self._cut, run, pushers)
-            for thread in (*pushers, cutter):
-                thread.join()
+        began = time.monotonic()
+        with run.phase("pushing"), run.watching(self._cut, every=self.cut_every):
+            pushers = [run.spawn(self._push_all, run, number, began) for number in range(self.pushers)]
+            for pusher in pushers:
+                pusher.join()
 
-    def _push_all(self, run: LoadRun, pusher: int) -> None:
+    def _push_all(self, run: LoadRun, pusher: int, began: float) -> None:
         connection = None
         for number in range(self.keys):
-            key, intended = f"key-{number}", time.monotonic()
-            while not run.over:
+            key, intended = f"key-{number}", began + number * self.seconds / self.keys
+            time.sleep(max(0.0, intended - time.monotonic()))
+            while True:
+                run.check()
                 try:
                     if connection is None or connection.closed:
                         connection = run.connect("loadtest pusher")
                         self._backends[pusher] = connection.info.backend_pid
                     pushed = self._push(connection, key)
                 except DatabaseUnavailable:
+                    time.sleep(PAUSE)
                     continue  # cut: it does not know how its commit ended, and pushes again
                 run.tell("job", time.monotonic() - intended, None)
                 self._ids[key].add(pushed.id)
@@ -66,14 +73,10 @@ class Idempotency(Scenario):
         self._created += pushed.created
         return pushed
 
-    def _cut(self, run: LoadRun, pushers: list) -> None:
-        with run.connect("loadtest cutter") as connection:
-            while any(thread.is_alive() for thread in pushers) and not run.over:
-                time.sleep(self.cut_every)
-                backends = list(self._backends.values())
-                if backends:
-                    (cut,) = connection.execute(CUT, (self.random.choice(backends),)).fetchone() or (False,)
-                    self._cuts += cut
+    def _cut(self, connection: ledger.Connection) -> None:
+        if backends := list(self._backends.values()):
+            (cut,) = connection.execute(CUT, (self.random.choice(backends),)).fetchone() or (False,)
+            self._cuts += cut
 
     def judge(self, run: LoadRun) -> None:
         with run.connect("loadtest idempotency") as connection:

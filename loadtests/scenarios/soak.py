@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from pgqueue_ref.harness.latency import Latencies
+from pgqueue_ref.harness.ledger import Connection
 from pgqueue_ref.harness.run import LoadRun
 from pgqueue_ref.harness.scenario import Scenario, poisson, service
 
@@ -24,6 +25,7 @@ class Soak(Scenario):
     name = "soak"
     # Autovacuum looks once a minute, which is all that the quick profile takes: it vacuums itself, as it needs.
     quick = {"seconds": 60.0, "vacuum_every": 5.0, "ttl": 2.0}
+    positive = (*Scenario.positive, "seconds", "rate")
     seconds = 3_600.0
     rate = 60.0  # jobs/s
     service = "lognormal:0.05:4"  # seconds; see harness.scenario.service
@@ -35,15 +37,9 @@ class Soak(Scenario):
         self.environment = {"PGQUEUE_LOADTEST_TTL": str(self.ttl)}
 
     def play(self, run: LoadRun) -> None:
-        if self.vacuum_every:
-            run.spawn(self._vacuum, run)
-        run.offer(poisson(self.rate, self.seconds, service(self.service, self.random), self.random), "soak")
-
-    def _vacuum(self, run: LoadRun) -> None:
-        with run.connect("loadtest vacuum") as connection:
-            while not run.played and not run.over:
-                connection.execute("VACUUM pgqueue_jobs")
-                time.sleep(self.vacuum_every)
+        vacuuming = run.watching(vacuum, every=self.vacuum_every) if self.vacuum_every else contextlib.nullcontext()
+        with vacuuming:
+            run.offer(poisson(self.rate, self.seconds, service(self.service, self.random), self.random), "soak")
 
     def judge(self, run: LoadRun) -> None:
         start, end = run.measured.loaded
@@ -94,6 +90,10 @@ class Soak(Scenario):
         run.plot(
             "WAL per job", "bytes", {"WAL over finished jobs": wal}, note="Of the whole server, the ledger included."
         )
+
+
+def vacuum(connection: Connection) -> None:
+    connection.execute("VACUUM pgqueue_jobs")
 
 
 def thirds(samples: Sequence[dict[str, Any]], start: float, end: float) -> list[list[dict[str, Any]]]:

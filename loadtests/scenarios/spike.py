@@ -20,6 +20,7 @@ class Spike(Scenario):
 
     name = "spike"
     quick = {"calm": 12.0, "spike": 6.0, "after": 24.0}
+    positive = (*Scenario.positive, "service", "rate", "spike")
     rate = 30.0  # jobs/s, calm
     factor = 10.0  # of the spike
     calm = 60.0  # seconds before the spike
@@ -52,11 +53,13 @@ class Spike(Scenario):
         empty, settled = emptied(steps, end), self._settled(run, after, bound)
         recovered = empty is not None and settled is not None
         took = max(empty, settled) - end if empty is not None and settled is not None else after.until - end
-        model = time_to_drain((self.factor * self.rate - self._capacity) * self.spike, self._capacity, self.rate)
+        backlog = (self.factor * self.rate - self._capacity) * self.spike
+        model = time_to_drain(backlog, self._capacity, self.rate)
         run.found("calm_p99_ms", run.start_latency(calm)["p99_ms"], "ms", "start latency before the spike")
         run.found("spike_p99_ms", run.start_latency(spike)["p99_ms"], "ms", "start latency in the spike")
         run.found("most_waiting", max((n for _, n in steps), default=None), "jobs", "at once, by the ledger")
-        run.found("left_waiting", level_at(steps, end), "jobs", "when the spike ended")
+        run.found("left_waiting", level_at(steps, end), "jobs", f"when the spike ended; model {backlog:.0f}")
+        run.found("backlog_ratio", level_at(steps, end) / backlog, "", "the same over the model's")
         run.found(
             "recovered",
             int(recovered),

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
+from pgqueue_ref.harness.ledger import Connection
 from pgqueue_ref.harness.run import LoadRun
 from pgqueue_ref.harness.scenario import Scenario, poisson, service
 
@@ -37,6 +37,7 @@ class Ttl(Scenario):
 
     name = "ttl"
     quick = {"ttl": 12.0, "rate": 100.0, "backlog": 20_000, "heavy": 12.0, "seconds": 24.0}
+    positive = (*Scenario.positive, "ttl", "rate", "backlog", "heavy", "seconds")
     ttl = 60.0  # seconds that a succeeded job stays
     rate = 150.0  # jobs/s
     service = "exp:0.02"  # seconds
@@ -61,21 +62,16 @@ class Ttl(Scenario):
                     or "60"
                 )[0]
             )
-        self._watching = True
-        watch = run.spawn(self._watch, run)
-        for name, length in (("nothing due", self._before), ("backlog due", self.heavy), ("steady", self.seconds)):
-            run.offer(poisson(self.rate, length, draw, self.random), name)
-        self._watching = False
-        watch.join()
 
-    def _watch(self, run: LoadRun) -> None:
-        """Look at the whole table twice a second: it is small, that is the point."""
-        with run.connect("loadtest rows") as connection:
-            while self._watching and not run.over:
-                row = connection.execute(LOOK).fetchone()
-                if row is not None:
-                    self._looks.append((run.elapsed(), *row))
-                time.sleep(0.5)
+        def look(connection: Connection) -> None:
+            """At the whole table: it is small, that is the point."""
+            row = connection.execute(LOOK).fetchone()
+            if row is not None:
+                self._looks.append((run.elapsed(), *row))
+
+        with run.watching(look, every=0.5):
+            for name, length in (("nothing due", self._before), ("backlog due", self.heavy), ("steady", self.seconds)):
+                run.offer(poisson(self.rate, length, draw, self.random), name)
 
     def judge(self, run: LoadRun) -> None:
         before, heavy, steady = run.measured.phases

@@ -109,12 +109,20 @@ class ArrivalClock:
             intended = self._origin + at
             delay = intended - self._now()
             if delay > 0:
-                self._sleep(delay)
+                self._sleep_before(delay, at, number)
             lag = self._now() - intended
             if lag <= self._skip_after:
                 self._begin(lag, queued=delay < -LATE_AFTER)
                 return Due(number, intended)
             self.counts.skipped += 1
+
+    def _sleep_before(self, delay: float, at: float, number: int) -> None:
+        try:
+            self._sleep(delay)
+        except BaseException:  # the producer is ended; the arrival is somebody else's then
+            with self._lock:
+                self._waiting = sorted([*self._waiting, (at, number)], reverse=True)
+            raise
 
     def _begin(self, lag: float, *, queued: bool) -> None:
         counts = self.counts

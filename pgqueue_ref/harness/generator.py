@@ -68,9 +68,10 @@ class Tally:
     saturated_seconds: float = 0.0
     max_cpu_share: float = 0.0
     max_loop_lag: float = 0.0
+    begun_each: list[int] = field(default_factory=list)  # of each generator
 
     def add(self, other: Tally) -> None:
-        """Add another process's: sums, but the worst of the maxima."""
+        """Add another process's: sums, but the worst of the maxima and a list of what each began."""
         for name in self.__slots__:
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, max(mine, theirs) if name.startswith("max_") else mine + theirs)
@@ -129,7 +130,8 @@ class Generator:
                 note = self._note(self._database_clock.at(due.intended) - share.began, tell)
                 producer.push(f"arrival-{due.number}", arrival, due.intended, note, max_in_flight=share.max_in_flight)
         finally:
-            self._in_flight -= 1
+            with self._news:
+                self._in_flight -= 1
         return True
 
     @property
@@ -151,6 +153,7 @@ class Generator:
             counts = clock.counts
             late = self._watch.late_when_saturated(counts, clock.origin)
             tally.add(Tally(counts.begun, counts.late, counts.queued, late, counts.skipped, counts.max_lag))
+        tally.begun_each = [tally.begun]
         tally.saturated_seconds = self._watch.saturated_seconds()
         tally.max_cpu_share, tally.max_loop_lag = self._watch.max_cpu_share, self._watch.max_lag
         return tally
@@ -185,7 +188,8 @@ def encode(generator: Generator) -> dict[str, Any]:
     tally = generator.tally()
     # Not asdict(): it makes a Counter anew, of pairs.
     counts = {name: getattr(tally, name) for name in tally.__slots__}
-    return {"tally": counts, "latencies": {name: series.encode() for name, series in generator.latencies.items()}}
+    latencies = {name: series.encode() for name, series in generator.latencies.items()}
+    return {"schema": generator.setup.schema, "tally": counts, "latencies": latencies}
 
 
 def decode(encoded: Mapping[str, Any], latencies: Mapping[str, Latencies]) -> Tally:

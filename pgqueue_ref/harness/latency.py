@@ -73,7 +73,8 @@ class Latencies:
             writer.output_comment(f"{self.name}, microseconds, windows of {self.width:g} s")
             writer.output_log_format_version()
             # Not output_start_time(): hdrhistogram 0.10.8 calls a method there that datetime does not have.
-            writer.output_comment(f"[StartTime: {began:.3f} (seconds since epoch)]")
+            # To the digit that the intervals have: readers skip what lies before it.
+            writer.output_comment(f"[StartTime: {began:.6f} (seconds since epoch)]")
             writer.output_legend()
             for number, histogram in sorted(self._windows.items()):
                 start = began + number * self.width

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import PERCENTILES_TO_REPORT, StatsCSVFileWriter
 
 from pgqueue_ref.core import QueueError
-from pgqueue_ref.harness import faults, fleet, slo
+from pgqueue_ref.harness import faults, slo
 from pgqueue_ref.harness.faults import FaultError
-from pgqueue_ref.harness.fleet import Fleet, Generators, Solo
+from pgqueue_ref.harness.fleet import Fleet, FleetError, Generators, LoadWorker, Solo
 from pgqueue_ref.harness.generator import Generator
 from pgqueue_ref.harness.producer import Producer
 from pgqueue_ref.harness.run import LoadRun, RunError, Settings, headline
@@ -37,7 +38,9 @@ from pgqueue_ref.harness.server import ProvisionError, Server, provision
 from pgqueue_ref.harness.slo import Exit, SloError, Verdict
 from pgqueue_ref.harness.traces import TraceError
 
-_USAGE = (TraceError, SloError, ScenarioError, FaultError, ProvisionError, RunError, QueueError, psycopg.Error)
+_USAGE = (
+    TraceError, SloError, ScenarioError, FaultError, FleetError, ProvisionError, RunError, QueueError, psycopg.Error
+)  # fmt: skip
 
 
 class Session:
@@ -58,6 +61,9 @@ class Session:
         self._csv: tuple[StatsCSVFileWriter, gevent.Greenlet] | None = None
         self._generator: Generator | None = None
         self._generating = threading.Event()
+        self._load_worker: LoadWorker | None = None
+        self._finishing: gevent.Greenlet | None = None
+        self._begun = False
 
     def listen(self) -> None:
         """Register with Locust's events."""
@@ -85,7 +91,7 @@ class Session:
         if (line := self.run.broken()) is not None:
             say(line)
             return True
-        return self.run.played
+        return self.run.ended
 
     def producer(self) -> Producer:
         """A producer of this process's generator."""
@@ -115,9 +121,12 @@ class Session:
         self._options = environment.parsed_options
         if isinstance(environment.runner, WorkerRunner):
             assert_cooperative()
-            fleet.serve(environment.runner, self._on_generator, gevent.spawn)
+            self._load_worker = LoadWorker(environment.runner, self._on_generator, gevent.spawn)
             return
         environment.process_exit_code = Exit.CRASH_OR_USAGE
+        # Before anything that waits: load workers say hello as soon as they listen.
+        fleet = Fleet(environment.runner) if isinstance(environment.runner, MasterRunner) else None
+        self._generators: Generators = fleet or Solo(self._on_generator)
         try:
             assert_cooperative()
             self.settings = settings_of(self._options, self.root)
@@ -127,10 +136,9 @@ class Session:
         except _USAGE as error:
             say(one_line(error))
             sys.exit(Exit.CRASH_OR_USAGE)
-        if isinstance(environment.runner, MasterRunner):
-            self._generators: Generators = Fleet(environment.runner)
-        else:
-            self._generators = Solo(self._on_generator)
+        except Exception:  # noqa: BLE001  # Locust would end with 1, which says that requests failed
+            traceback.print_exc()
+            sys.exit(Exit.CRASH_OR_USAGE)
         # Headless, Locust installs its own handler only after the test; until then SIGTERM would leave
         # orphans.
         gevent.signal_handler(signal.SIGTERM, self._on_sigterm)
@@ -144,15 +152,17 @@ class Session:
     def _on_sigterm(self) -> None:
         name = self.settings.scenario.name
         say(f"FAIL {name} (exit {Exit.CRASH_OR_USAGE.value}): ended by SIGTERM, nothing was judged")
-        self._on_quitting()
+        self._generators.dismiss()
+        self._end()
         os._exit(Exit.CRASH_OR_USAGE)  # sys.exit() in a greenlet would first let the test end as if it were done
 
     def _on_test_start(self, environment: Environment, **_: Any) -> None:
+        self.aborted = self._begun = False
         if isinstance(environment.runner, WorkerRunner):
             return
         environment.process_exit_code = Exit.CRASH_OR_USAGE
         assert self._server is not None  # noqa: S101  # for the type checker: _on_init provisions or exits
-        self.aborted, self._closing = False, None
+        self._closing = self._finishing = None
         try:
             self.settings = settings_of(self._options, self.root)  # a scenario is played once
             self.run = LoadRun(self.settings, self._server, self._generators, say, self.tell)
@@ -163,28 +173,37 @@ class Session:
             self.abort(error)
 
     def _on_spawned(self, **_: Any) -> None:
-        if self.run is not None and not self.aborted:
+        """Also fired when the number of users changes, as when a load worker comes or is replaced."""
+        if self.run is not None and not self.aborted and not self._begun:
+            self._begun = True
             self.run.begin()
 
     def abort(self, error: Exception) -> None:
-        """Give the run up, with one line."""
+        """Give the run up, with one line; in a load worker, have the master do so."""
         if not self.aborted:
             self.aborted = True
             say(one_line(error))
+            if self._load_worker is not None:
+                self._load_worker.fail(one_line(error))
             if self.run is not None:
                 self.run.abandon()
 
     def _on_test_stop(self, environment: Environment, **_: Any) -> None:
         if self.run is None or self.aborted:
             return
+        # Beside: when its last load worker is gone, Locust stops the test in a greenlet that it kills soon after.
+        self._finishing = gevent.spawn(self._finish, environment, self.run)
+        self._finishing.join()
+
+    def _finish(self, environment: Environment, run: LoadRun) -> None:
         try:
-            self._write_locusts_own_files(environment, self.run)
-            verdict = self.run.finish()
+            self._write_locusts_own_files(environment, run)
+            verdict = run.finish()
         except Exception as error:  # noqa: BLE001  # Locust would swallow it; the exit code stays a failure
             self.abort(error)
             return
         environment.process_exit_code = verdict.exit.value
-        self._closing = self._closing_words(self.run, verdict)
+        self._closing = self._closing_words(run, verdict)
         if not self._options.headless:
             say(self._closing)
 
@@ -201,7 +220,12 @@ class Session:
             writer.close_files()
 
     def _on_quitting(self, **_: Any) -> None:
-        """Also reached on SIGTERM, when no test_stop comes: then what runs ends without a verdict."""
+        if self._finishing is not None:
+            self._finishing.join()
+        self._end()
+
+    def _end(self) -> None:
+        """Leave nothing behind; what still runs ends without a verdict."""
         if self.run is not None and self._closing is None:
             self.aborted = True
             self.run.abandon()
@@ -291,9 +315,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def settings_of(options: argparse.Namespace, root: Path) -> Settings:
     """Read and check everything the options name. Raises one-line errors."""
     scenario = scenario_of(options)
-    for name in ("slots", "producers"):
-        if getattr(scenario, name) < 1:
-            raise RunError(f"--set {name}={getattr(scenario, name)}: it must be 1 or more")
     summary = Path(options.summary) if options.summary else None
     if summary is not None and not summary.absolute().parent.is_dir():
         raise RunError(f"--summary {summary}: there is no such directory; make it first")

@@ -256,6 +256,7 @@ def _generator(measured: Measured) -> dict[str, Any]:
     return {
         "late": tally.saturated,
         "late_ratio": tally.saturated / offered if offered else None,
+        "begun_each": tally.begun_each,  # how many arrivals each load process began
         "saturated_seconds": tally.saturated_seconds,
         "max_cpu_share": tally.max_cpu_share,
         "max_loop_lag_ms": tally.max_loop_lag * 1000,

@@ -26,7 +26,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pgqueue_ref.core import NewJob, Queue, connect
+from pgqueue_ref.core import ConnectionLimit, DatabaseUnavailable, NewJob, Queue, connect
 from pgqueue_ref.harness import faults, ledger, manifest
 from pgqueue_ref.harness.fleet import Generators
 from pgqueue_ref.harness.generator import Setup, Share
@@ -48,6 +48,10 @@ FILL_CHUNK = 5_000
 
 class RunError(RuntimeError):
     """The run cannot go on. Its text is one line for people."""
+
+
+class Stopped(RunError):  # noqa: N818  # news, not a fault
+    """Somebody stopped the run before its scenario was through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class LoadRun:
         self.result: dict[str, Any] = {}
         self.live: list[Live] = []
         self.workers: list[WorkerProcess] = []
-        self.played = False
+        self.played = self.ended = False  # the scenario is through; it is through or has failed
         began = datetime.datetime.now(datetime.UTC)
         self.id = f"{began:%Y%m%dT%H%M%S}-{self.scenario.name}"
         self.schema = f"pgqueue_load_{began:%Y%m%d_%H%M%S_%f}"
@@ -118,6 +122,8 @@ class LoadRun:
         self._started = 0  # workers, ever
         self._drained = True
         self._done = threading.Event()
+        self._stopped = False
+        self._faults: threading.Thread
         self._sampler: Sampler | None = None
         self._origin = time.monotonic()
         self._database_clock: ledger.DatabaseClock
@@ -214,16 +220,17 @@ class LoadRun:
         self.measured.sampler = self._sampler
         self._sampler.start()
         threading.Thread(target=self._tell_progress, name="progress", daemon=True).start()
-        self.spawn(faults.inject, self, self.settings.faults, self.measured.faults)
+        self._faults = self.spawn(faults.inject, self, self.settings.faults, self.measured.faults)
         self.spawn(self._play)
 
     def _play(self) -> None:
         try:
             self.scenario.play(self)
+            self.played = True
         finally:
             self.measured.arrivals_ended = self.elapsed()
             self.generators.close()
-            self.played = True
+            self.ended = True
 
     def elapsed(self) -> float:
         """Seconds since the run began."""
@@ -235,7 +242,9 @@ class LoadRun:
         return self._done.is_set()
 
     def check(self) -> None:
-        """Raise `RunError` when the run cannot end well any more: a worker died unasked."""
+        """Raise `RunError` when the run cannot end well any more: it was stopped, or a worker died unasked."""
+        if self._stopped:
+            raise Stopped("stopped before the scenario was through")
         if (line := self.broken()) is not None:
             raise RunError(line)
 
@@ -253,6 +262,8 @@ class LoadRun:
         def guarded() -> None:
             try:
                 function(*arguments)
+            except Stopped:
+                pass  # `finish` says so
             except Exception as error:  # noqa: BLE001  # whatever it is, the run is no pass
                 if not self.over:
                     line = " ".join(str(error).split()) or type(error).__name__
@@ -299,14 +310,40 @@ class LoadRun:
 
     def wait_drained(self, seconds: float) -> bool:
         """Wait until no job is left, so many seconds at most; whether none was."""
-        deadline = time.monotonic() + seconds
-        with self.connect("loadtest drain") as connection:
-            while time.monotonic() < deadline:
-                if not ledger.active(connection):
-                    return True
+        drained, deadline = threading.Event(), time.monotonic() + seconds
+
+        def look(connection: psycopg.Connection[Any]) -> None:
+            if not ledger.active(connection):
+                drained.set()
+
+        with self.watching(look, every=0.05):
+            while not drained.is_set() and time.monotonic() < deadline:
                 self.check()
-                time.sleep(0.05)
-            return False
+                drained.wait(0.05)
+        return drained.is_set()
+
+    @contextlib.contextmanager
+    def watching(self, look: Callable[[psycopg.Connection[Any]], object], *, every: float) -> Iterator[None]:
+        """Call `look` every so many seconds while the block runs, beside it.
+
+        Where faults are injected it goes on, over a new connection, when one was lost.
+        """
+        through = threading.Event()
+        watcher = self.spawn(self._watch, look, every, through)
+        try:
+            yield
+        finally:
+            through.set()
+            watcher.join()
+
+    def _watch(self, look: Callable[[psycopg.Connection[Any]], object], every: float, through: threading.Event) -> None:
+        lost = (DatabaseUnavailable, ConnectionLimit, psycopg.OperationalError) if self.settings.faults else ()
+        while not (through.is_set() or self.over):
+            with contextlib.suppress(*lost), self.connect("loadtest watch") as connection:
+                while not (through.is_set() or self.over):
+                    look(connection)
+                    through.wait(every)
+            through.wait(every)
 
     def start_worker(self, *options: str) -> WorkerProcess:
         """Start one more worker; further command line options."""
@@ -378,7 +415,7 @@ class LoadRun:
         self.live.append(
             Live(
                 t=look.at - self.measured.began,
-                phase="draining" if self.played else phases[-1].name if phases else "",
+                phase="draining" if self.ended else phases[-1].name if phases else "",
                 pushed=(look.pushed - last.pushed) / seconds,
                 finished=(look.effects - last.effects) / seconds,
                 start_p99=look.start_p99,
@@ -396,13 +433,16 @@ class LoadRun:
 
         Raises what the database raises; the exit code then stays `CRASH_OR_USAGE`.
         """
-        if not self.played:
+        if not self.ended:
+            self._stopped = True
             self._incidents.append((Exit.INVALID, "stopped before the scenario was through"))
             self.measured.arrivals_ended = self.elapsed()
             for phase in self.measured.phases:
                 phase.until = min(phase.until, self.measured.arrivals_ended)
         if unborn := len(self.settings.faults) - len(self.measured.faults):
             self._incidents.append((Exit.INVALID, f"the run ended before {unborn} of its faults"))
+        elif self.settings.faults:
+            self._faults.join()  # the last one may still have the server down
         with self.connect("loadtest", statement_timeout_ms=0) as connection:
             with self._winding_down():
                 self._drain(connection)

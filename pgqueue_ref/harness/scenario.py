@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pgqueue_ref.harness.traces import Arrival, Trace
+from pgqueue_ref.harness.traces import Arrival
 
 if TYPE_CHECKING:
     from pgqueue_ref.harness.run import LoadRun
@@ -35,6 +35,7 @@ class Scenario:
     tolerates: ClassVar[Sequence[str]] = ()  # names of errors that a push may meet here without being a failure
     server_settings: ClassVar[Mapping[str, str]] = {}  # for a server that is started for the run
     environment: ClassVar[Mapping[str, str]] = {}  # for the workers
+    positive: ClassVar[Sequence[str]] = ("slots", "producers", "lease", "window")  # parameters that cannot be 0
     credits: Sequence[str] = ()  # acknowledgements that the load asks for
     unusable = 0  # jobs of the load's source that could not be used
 
@@ -61,6 +62,9 @@ class Scenario:
             if name not in known:
                 raise ScenarioError(f"{self.name} has no parameter {name}; it has {', '.join(sorted(known))}")
             setattr(self, name, _like(known[name], value, name))
+        for name in self.positive:
+            if not getattr(self, name):
+                raise ScenarioError(f"--set {name}=0: it must be above 0")
 
     def parameters(self) -> dict[str, int | float | str]:
         """The parameters and their values."""
@@ -140,12 +144,3 @@ def poisson(rate: float, seconds: float, duration: Draw, rng: random.Random, kin
 def even(rate: float, seconds: float, duration: Draw, kind: str = "job") -> list[Arrival]:
     """Arrivals at equal distances."""
     return [Arrival(n / rate, duration(), kind) for n in range(int(rate * seconds))]
-
-
-def in_turn(parts: Iterable[tuple[float, Sequence[Arrival]]]) -> list[Arrival]:
-    """One sequence of arrivals from several, each moved to its start (seconds)."""
-    moved = [arrival._replace(at=arrival.at + start) for start, arrivals in parts for arrival in arrivals]
-    return sorted(moved, key=lambda arrival: arrival.at)
-
-
-__all__ = ["SCENARIOS", "Arrival", "Scenario", "ScenarioError", "Trace", "even", "in_turn", "poisson", "service"]

@@ -83,6 +83,19 @@ def test_each_arrival_goes_to_one_of_many_producers() -> None:
     assert sorted(drawn) == list(range(2000))
 
 
+def test_an_arrival_of_a_producer_that_is_ended_in_its_sleep_goes_to_another() -> None:
+    def be_ended(seconds: float) -> None:
+        raise GeneratorExit
+
+    clock = ArrivalClock([0.5, 2.0], now=lambda: 100.0, sleep=be_ended)
+    clock.start(100.0)
+    with pytest.raises(GeneratorExit):
+        clock.draw()
+    clock._sleep = lambda seconds: None
+    assert [due.number for due in (clock.draw(), clock.draw()) if due] == [0, 1]
+    assert (clock.counts.offered, clock.counts.begun) == (2, 2)
+
+
 def test_descending_arrival_times_are_refused() -> None:
     with pytest.raises(ValueError, match="ascending"):
         ArrivalClock([1.0, 0.5])

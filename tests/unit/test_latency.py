@@ -50,7 +50,7 @@ def test_a_saved_log_reads_back_with_the_same_counts(tmp_path: Path) -> None:
     series = Latencies("start", 1.0)
     for n in range(500):
         series.record(n / 100, n / 1000)
-    series.save(tmp_path, 1000.0)
+    series.save(tmp_path, 1000.2528)
     merged = HdrHistogram(1, 3_600_000_000, 2)
     reader = HistogramLogReader(str(tmp_path / "start.hlog"), merged)
     windows = 0

@@ -209,7 +209,7 @@ def test_ctrl_c_drains_and_judges_but_is_no_pass(load: Load) -> None:
         (("--postgres", "nowhere"), "no such kind of PostgreSQL server"),
         (("--postgres", "postgresql://u:hunter2@127.0.0.1:1/x"), "refuse"),
         (("--set", "slots=many"), "must be like 32"),
-        (("--set", "slots=0"), "must be 1 or more"),
+        (("--set", "slots=0"), "must be above 0"),
         (("--seed", "many"), "invalid int value"),
     ],
 )
