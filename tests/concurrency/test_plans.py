@@ -22,8 +22,10 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.conninfo import make_conninfo
 
 from pgqueue_ref.harness.server import provision
+from pgqueue_ref.ops import operations as op
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NEVER = datetime(2100, 1, 1, tzinfo=UTC)
 Connection = psycopg.Connection[Any]
 
 # Indexes are made afterwards: half the time. With `--dist loadfile` all of it is built once for each server.
@@ -161,8 +163,15 @@ def count_active(core: Any, limit: int, queue: str = "q0") -> Any:
     return core.Statement(core.operations.sql.COUNT_ACTIVE, {"queue": queue, "limit": limit})
 
 
+def take_back(core: Any, db: Connection) -> Any:
+    """The second statement: the change of the 199 that the first one found."""
+    operation = op.take_back()
+    stuck = next(operation)
+    return operation.send(core.run(db, once(stuck)))
+
+
 CLAIM, ACTIVE, KEY, PRIMARY = "pgqueue_jobs_claim", "pgqueue_jobs_active", "pgqueue_jobs_key", "pgqueue_jobs_pkey"
-EXPIRY, CLEANUP = "pgqueue_jobs_expiry", "pgqueue_jobs_cleanup"
+EXPIRY, CLEANUP, FAILED = "pgqueue_jobs_expiry", "pgqueue_jobs_cleanup", "pgqueue_jobs_failed"
 # The statement, the indexes that it must use, and the pages that it may touch.
 GUARDS: dict[str, tuple[Callable[[Any, Connection], Any], set[str], int]] = {
     "claim 1": (lambda core, db: claim(core, [core.Want("k0", 1, queue="q0")]), {CLAIM, PRIMARY}, 100),
@@ -199,12 +208,45 @@ GUARDS: dict[str, tuple[Callable[[Any, Connection], Any], set[str], int]] = {
     "retry": (lambda core, db: first(core.operations.retry(500_004)), {PRIMARY}, 100),
     "retry 100 by kind": (
         lambda core, db: first(core.operations.retry_many(kind="k4", limit=100)),
-        {"pgqueue_jobs_failed", PRIMARY},
+        {FAILED, PRIMARY},
         6_000,
     ),
     "a page of purge": (lambda core, db: first(core.operations.purge(60, limit=100)), {PRIMARY}, 1_500),
     "get": (lambda core, db: first(core.operations.get(700_000)), {PRIMARY}, 15),
     "a page of the list": (lambda core, db: first(core.operations.list_jobs(after=900_000)), {PRIMARY}, 30),
+    # Operators' batches, of `pgqueue_ref.ops.operations`.
+    "the newest": (lambda core, db: first(op.newest()), {PRIMARY}, 30),
+    "the last failures": (lambda core, db: first(op.failed()), {FAILED}, 100),
+    "the last failures of a queue": (lambda core, db: first(op.failed(queue="q1")), {FAILED}, 300),
+    "a queue in use": (lambda core, db: first(op.in_use("q0")), {CLAIM, ACTIVE}, 30),
+    "a queue not in use": (lambda core, db: first(op.in_use("nobody")), {CLAIM, ACTIVE}, 30),
+    "retry a page": (lambda core, db: first(op.retry_batch(op.FIRST_ENDING, until=NEVER)), {FAILED, PRIMARY}, 60_000),
+    "retry a page, in the middle": (
+        lambda core, db: first(op.retry_batch(op.Ending(datetime.now(UTC), 0), until=NEVER, kind="nobody")),
+        {FAILED},
+        3_000,
+    ),
+    "count a page to retry": (
+        lambda core, db: first(op.retry_batch(op.FIRST_ENDING, until=NEVER, dry_run=True)),
+        {FAILED},
+        45_000,
+    ),
+    "the span of ids": (lambda core, db: first(op.span()), {PRIMARY}, 20),
+    "purge a page": (lambda core, db: first(op.purge_batch(500_000, 60)), {PRIMARY}, 60_000),
+    "count a page to purge": (lambda core, db: first(op.purge_batch(500_000, 60, dry_run=True)), {PRIMARY}, 3_000),
+    "count the clearable": (lambda core, db: first(op.clearable("q0")), {CLAIM}, 20_000),
+    "clear a batch": (lambda core, db: first(op.clear_batch("q0", until=NEVER)), {CLAIM, PRIMARY}, 60_000),
+    "count the stuck": (lambda core, db: first(op.stuck(60)), {ACTIVE}, 400),
+    "take back, candidates": (lambda core, db: first(op.take_back(older_than=60)), {ACTIVE}, 400),
+    "take back 199": (take_back, {PRIMARY}, 12_000),
+}
+# Lists that are filtered: sent once, so planned for their values, which choose the index.
+FILTERED: dict[str, tuple[Callable[[], Any], str, int]] = {
+    "by kind and key": (lambda: op.newest(kind="k2", key="due-77777"), KEY, 15),
+    "by queue": (lambda: op.newest(queue="q1"), PRIMARY, 100),
+    "blocked": (lambda: op.newest(status="blocked"), ACTIVE, 400),
+    "pending": (lambda: op.newest(status="pending"), PRIMARY, 1_500),
+    "failures of one kind": (lambda: op.failed(kind="k4"), FAILED, 300),
 }
 
 
@@ -216,3 +258,12 @@ def test_a_statement_uses_its_index_and_touches_few_pages(core, large, guard, mo
     assert "pgqueue_jobs" not in plan.scanned, plan.text
     assert indexes <= plan.indexes, plan.text
     assert plan.buffers <= bound, plan.text
+
+
+@pytest.mark.parametrize("filters", FILTERED)
+def test_a_filtered_list_uses_the_index_of_its_filter(large, filters):
+    operation, index, bound = FILTERED[filters]
+    plan = explain(large, *next(operation()), "custom")
+    assert "pgqueue_jobs" not in plan.scanned, plan.text
+    assert index in plan.indexes, plan.text
+    assert plan.buffers <= bound, (plan.buffers, plan.text)
