@@ -13,16 +13,19 @@ import json
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pgqueue_ref import __version__
-from pgqueue_ref.core import QueueError
+from pgqueue_ref.core import QueueError, connect
 
 if TYPE_CHECKING:
+    import psycopg
+    from rich.console import RenderableType
     from rich.table import Table
 
 EXIT_CODES = (
@@ -104,9 +107,17 @@ StatementTimeout = Annotated[
         help="Milliseconds, 5000 unless given; 0 leaves the server's.",
     ),
 ]
+# Where the help lists a command.
+LOOK, CHANGE, DEPLOY = "Look", "Change", "Deploy"
+
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts: JSON of the shape that docs/cli.md gives.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many rows it would change, and change none.")]
+
+
+def database() -> psycopg.Connection[tuple[Any, ...]]:
+    """A connection by the settings, under a name of its own in pg_stat_activity."""
+    return connect(application_name="pgqueue_ref:cli")
 
 
 def _print_version(wanted: bool) -> None:
@@ -134,14 +145,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def print_json(value: Any) -> None:
-    """JSON on stdout; moments in ISO 8601, tuples with names must be made dicts before."""
-    typer.echo(json.dumps(value, indent=2, default=_encode, ensure_ascii=False))
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """JSON on stdout; without `indent` in one line. Tuples with names must be made dicts before."""
+    typer.echo(json_text(value, indent=indent))
+
+
+def json_text(value: Any, *, indent: int | None = 2) -> str:
+    """JSON as the REST API writes it, moments in UTC, and in plain letters what a terminal would obey."""
+    try:
+        text = json.dumps(value, indent=indent, default=_encode, ensure_ascii=False)
+    except RecursionError:  # jsonb holds what Python can read but not indent
+        text = json.dumps(value, default=_encode, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def _encode(value: Any) -> str:
     if isinstance(value, datetime):
-        return value.isoformat()
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     raise TypeError(f"{type(value).__name__} has no JSON form here")
 
 
@@ -173,14 +193,37 @@ def cell(value: object) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[str] = ()) -> None:
-    """`table` on stdout; as wide as it needs where that is no terminal, so that each row is one line for grep."""
+    """`table` on stdout."""
+    print_rich(table(columns, rows, right=right))
+
+
+def print_rich(renderable: RenderableType) -> None:
+    """On stdout; as wide as it needs where that is no terminal, so that each row is one line for grep."""
     from rich.console import Console
 
     console = Console()
-    made = table(columns, rows, right=right)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = max(80, console.measure(made, options=console.options.update(width=100_000)).maximum)
-    console.print(made)
+        console.width = max(80, console.measure(renderable, options=console.options.update(width=100_000)).maximum)
+    console.print(renderable)
+
+
+@contextmanager
+def progress(what: str, total: float | None) -> Iterator[Callable[[float, int], None]]:
+    """A bar on stderr where that is a terminal, nothing elsewhere; tell it how far of `total`, and how many jobs."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[jobs]:,} jobs"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total, jobs=0)
+        yield lambda done, jobs: bar.update(task, completed=done, jobs=jobs)
 
 
 # -- what is asked ---------------------------------------------------------------------------------------------
@@ -192,5 +235,7 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise WrongUsage(f"{question} Nothing was changed: there is no terminal to answer on; give --yes")
-    if not typer.confirm(question, err=True):
+    with redirect_stdout(sys.stderr):  # where input() would print a blank, into what the next program reads
+        agreed = typer.confirm(question, err=True)
+    if not agreed:
         raise typer.Abort

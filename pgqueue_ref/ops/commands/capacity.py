@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..app import AsJson, WrongUsage, app, print_json, print_table
+from ..app import DEPLOY, AsJson, WrongUsage, app, print_json, print_table
 
 if TYPE_CHECKING:
     from pgqueue_ref.capacity.plan import Plan
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 INFEASIBLE = 3
 
 capacity = typer.Typer(help="How many workers, slots and connections a load needs, and what breaks first.")
-app.add_typer(capacity, name="capacity")
+app.add_typer(capacity, name="capacity", rich_help_panel=DEPLOY)
 
 Measured = Annotated[Path, typer.Option("--measurement", "-m", metavar="FILE", help="What `capacity measure` wrote.")]
 Dsn = Annotated[str, typer.Option("--dsn", envvar="PGQUEUE_DATABASE_URL", metavar="SPEC",

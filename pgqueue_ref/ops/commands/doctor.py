@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..app import AsJson, DatabaseUrl, Schema, StatementTimeout, app, print_json
+from ..app import LOOK, AsJson, DatabaseUrl, Schema, StatementTimeout, app, print_json
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def doctor(
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if something is a WARN.")] = False,
@@ -26,7 +26,10 @@ def doctor(
     schema: Schema = None,
     statement_timeout_ms: StatementTimeout = None,
 ) -> int:
-    """Say what is wrong, why, and what mends it. Exit code 2 with a FAIL; changes nothing."""
+    """Say what is wrong, why, and what mends it.
+
+    Changes nothing. Exit code 2 with a FAIL.
+    """
     from ..checks import Plan
     from ..doctor import examine, exit_code, show
 

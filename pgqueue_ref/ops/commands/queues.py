@@ -1,23 +1,209 @@
-"""Whole queues: what is in them."""
+"""Whole queues: what is in them and how it flows, once or again and again; pause and resume."""
 
 from __future__ import annotations
 
-from pgqueue_ref.core import Queue
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..app import AsJson, DatabaseUrl, Schema, StatementTimeout, app, print_json, print_table
+import typer
+
+from pgqueue_ref.core import ACTIVE, TERMINAL, QueueError, run
+from pgqueue_ref.core import operations as core
+
+from .. import operations as op
+from ..app import (
+    CHANGE,
+    LOOK,
+    AsJson,
+    DatabaseUrl,
+    Schema,
+    StatementTimeout,
+    app,
+    cell,
+    complain,
+    database,
+    print_json,
+    print_rich,
+    table,
+)
+from ..checks import span
+from ..overview import Overview, overview
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Name = Annotated[str, typer.Argument(metavar="QUEUE")]
 
 
-@app.command()
+# -- looking ---------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=LOOK)
 def stats(
     as_json: AsJson = False,
     database_url: DatabaseUrl = None,
     schema: Schema = None,
     statement_timeout_ms: StatementTimeout = None,
 ) -> None:
-    """Count jobs by queue, kind and status. Reads the whole table."""
-    with Queue.connect() as connected:
-        counts = connected.stats()
+    """Count jobs by queue, kind and status, and say how they flow.
+
+    Costs the same whatever the table holds: beyond what can be counted fast, the figures are estimated, and it says so.
+    """
+    with database() as connection:
+        seen = run(connection, overview())
     if as_json:
-        print_json([stat._asdict() for stat in counts])
+        print_json(overview_json(seen))
     else:
-        print_table(("queue", "kind", "status", "jobs", "due", "oldest"), counts, right=("jobs", "due", "oldest"))
+        print_rich(report(seen))
+
+
+@app.command(rich_help_panel=LOOK)
+def watch(
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    count: Annotated[int | None, typer.Option(min=1, help="Look so many times, then exit.")] = None,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+    schema: Schema = None,
+    statement_timeout_ms: StatementTimeout = None,
+) -> None:
+    """Show `stats` again and again, until Ctrl-C.
+
+    In place on a terminal, elsewhere one after the other, with --json a line each. A database that goes away meanwhile
+    is waited for.
+    """
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    console = Console()
+    screen = Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
+    with screen or nullcontext():
+        for turn, seen in enumerate(_looks(interval, count)):
+            if isinstance(seen, QueueError):
+                complain(seen, 1)
+            elif as_json:
+                print_json(overview_json(seen), indent=None)
+            elif screen:
+                screen.update(report(seen), refresh=True)
+            else:
+                print_rich(report(seen) if turn == 0 else Group("", report(seen)))
+
+
+def _looks(interval: float, count: int | None) -> Iterator[Overview | QueueError]:
+    """What is seen, or why nothing was; only the first look must succeed."""
+    connection = database()
+    try:
+        for turn in itertools.count(1):
+            try:
+                connection = database() if connection.closed else connection
+                seen: Overview | QueueError = run(connection, overview())
+            except QueueError as error:
+                if turn == 1:
+                    raise
+                connection.close()
+                seen = error
+            yield seen
+            if turn == count:
+                return
+            time.sleep(interval)
+    finally:
+        connection.close()
+
+
+def overview_json(seen: Overview) -> dict[str, Any]:
+    """The overview as the REST API shows it (docs/api.md)."""
+    rows, flows = [row._asdict() for row in seen.rows], [flow._asdict() for flow in seen.flows]
+    return seen._asdict() | {"rows": rows, "flows": flows}
+
+
+def report(seen: Overview) -> Group:
+    """The overview for people: jobs by status, then what moves, for each queue and kind."""
+    from rich.console import Group
+    from rich.text import Text
+
+    statuses = ACTIVE + TERMINAL
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for row in seen.rows:
+        counts.setdefault((row.queue, row.kind), {})[row.status] = row.jobs
+    jobs = [(*place, *(by.get(status) for status in statuses)) for place, by in counts.items()]
+    flows = [
+        (f.queue, f.kind, f.due, _span(f.oldest_due_seconds), _span(f.oldest_running_seconds), f.finished_last_hour,
+         _took(f.average_seconds), _took(f.p95_seconds))
+        for f in seen.flows
+    ]  # fmt: skip
+    moving = ("due", "oldest due", "oldest running", "last hour", "average", "p95")
+    lines = [cell(seen.at)]
+    if seen.estimated:
+        lines.append("large table: succeeded, cancelled and the last hour are estimated from a sample")
+    if seen.paused:
+        lines.append("paused: " + ", ".join(map(cell, seen.paused)))
+    if not seen.rows:
+        lines.append("no jobs")
+        return Group(*map(Text, lines))
+    return Group(
+        *map(Text, lines),
+        "",
+        table(("queue", "kind", *statuses), jobs, right=statuses),
+        "",
+        table(("queue", "kind", *moving), flows, right=moving),
+    )
+
+
+def _span(seconds: float | None) -> str | None:
+    return None if seconds is None else span(seconds)
+
+
+def _took(seconds: float | None) -> str | None:
+    """How long attempts take: mostly less than `span` can tell."""
+    if seconds is None or seconds >= 120:
+        return _span(seconds)
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
+# -- pause and resume ------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=CHANGE)
+def pause(
+    queue: Name,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+    schema: Schema = None,
+    statement_timeout_ms: StatementTimeout = None,
+) -> None:
+    """Stop all workers from claiming jobs of a queue.
+
+    Until `resume`. Attempts that run go on, and pushes are taken.
+    """
+    with database() as connection:
+        changed = run(connection, core.pause(queue))
+        known = run(connection, op.in_use(queue))
+    _say(queue, as_json, paused=True, changed=changed)
+    if not known:
+        complain(
+            f"queue {queue!r} holds no job that waits or runs: is the name right? (pgqueue-ref resume undoes it)", 0
+        )
+
+
+@app.command(rich_help_panel=CHANGE)
+def resume(
+    queue: Name,
+    as_json: AsJson = False,
+    database_url: DatabaseUrl = None,
+    schema: Schema = None,
+    statement_timeout_ms: StatementTimeout = None,
+) -> None:
+    """Let workers claim from a paused queue again."""
+    with database() as connection:
+        changed = run(connection, core.resume(queue))
+    _say(queue, as_json, paused=False, changed=changed)
+
+
+def _say(queue: str, as_json: bool, *, paused: bool, changed: bool) -> None:
+    if as_json:
+        print_json({"queue": queue, "paused": paused, "changed": changed})
+    else:
+        state = "paused" if paused else "not paused"
+        typer.echo(f"queue {cell(queue)} {f'is {state} now' if changed else f'was {state} already'}")

@@ -10,22 +10,25 @@ import typer
 
 from pgqueue_ref.core import SCHEMA_SQL, QueueError, SchemaMissing, translate
 
-from ..app import DatabaseUrl, Schema, app
+from ..app import DEPLOY, DatabaseUrl, Schema, app
 
 
-@app.command()
+@app.command(rich_help_panel=DEPLOY)
 def schema() -> None:
     """Print the SQL that makes the tables, for psql or a review."""
     typer.echo(SCHEMA_SQL, nl=False)
 
 
-@app.command()
+@app.command(rich_help_panel=DEPLOY)
 def migrate(
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL instead; needs no database.")] = False,
     database_url: DatabaseUrl = None,
     schema: Schema = None,
 ) -> None:
-    """Bring the tables to this version. Safe to run from every deployment at once."""
+    """Bring the tables to this version.
+
+    Safe to run from every deployment at once.
+    """
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..app import DatabaseUrl, Schema, StatementTimeout, app
+from ..app import DEPLOY, DatabaseUrl, Schema, StatementTimeout, app
 
 
-@app.command()
+@app.command(rich_help_panel=DEPLOY)
 def worker(
     application: Annotated[
         str, typer.Option("--app", metavar="MODULE:KINDS", help="Where the handlers are registered.")
