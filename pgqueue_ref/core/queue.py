@@ -29,8 +29,7 @@ def _sync(operation: Callable[P, Operation[T]], *, bounded: bool = False) -> Cal
     def method(self: Queue, /, *args: P.args, **kwargs: P.kwargs) -> T:
         if bounded:
             kwargs.setdefault("max_in_flight", self.max_in_flight)
-        result: T = self._run(self.connection, operation(*args, **kwargs))
-        return result
+        return self.run(operation(*args, **kwargs))
 
     _with_self(method, operation)
     return method
@@ -42,8 +41,7 @@ def _async(
     async def method(self: AsyncQueue, /, *args: P.args, **kwargs: P.kwargs) -> T:
         if bounded:
             kwargs.setdefault("max_in_flight", self.max_in_flight)
-        result: T = await self._run(self.connection, operation(*args, **kwargs))
-        return result
+        return await self.run(operation(*args, **kwargs))
 
     _with_self(method, operation)
     return method
@@ -70,6 +68,11 @@ class Queue:
 
     def __exit__(self, *exc: object) -> None:
         self.connection.close()
+
+    def run(self, operation: Operation[T]) -> T:
+        """Run any operation here, an extension's for example: `queue.run(schedules.pause("nightly"))`."""
+        result: T = self._run(self.connection, operation)
+        return result
 
     push = _sync(op.push, bounded=True)
     push_many = _sync(op.push_many, bounded=True)
@@ -123,6 +126,11 @@ class AsyncQueue:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.connection.close()
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Run any operation here, an extension's for example: `queue.run(schedules.pause("nightly"))`."""
+        result: T = await self._run(self.connection, operation)
+        return result
 
     push = _async(op.push, bounded=True)
     push_many = _async(op.push_many, bounded=True)

@@ -9,6 +9,7 @@ import pytest
 
 ATTEMPT = SimpleNamespace(id=1, lease_token=1)
 CALLS = {
+    "run": lambda queue, core: queue.run(core.operations.stats()),
     "push": lambda queue, core: queue.push("mail"),
     "push_many": lambda queue, core: queue.push_many([core.NewJob("mail")]),
     "claim": lambda queue, core: queue.claim([core.Want("mail", 1)], worker="w"),

@@ -20,6 +20,14 @@ def test_a_push_is_there_when_the_callers_transaction_commits_and_not_before(que
     assert count(db) == 4
 
 
+def test_any_operation_runs_in_the_callers_transaction_too(queue, core, db):
+    with queue.undone():
+        assert queue.run(core.operations.push("mail")).created
+    assert count(db) == 0
+    assert queue.run(core.operations.push("mail")).created
+    assert count(db) == 1
+
+
 @pytest.mark.parametrize("jobs", [1, 6_000], ids=["one chunk", "two chunks"])
 def test_pushes_roll_back_with_the_callers_transaction(queue, core, db, jobs):
     with queue.undone():
