@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pgqueue_ref.capacity import model
 from pgqueue_ref.capacity.measurement import Measurement
 from pgqueue_ref.capacity.plan import Plan, wait_with
-from pgqueue_ref.harness.page import page, section, table
+from pgqueue_ref.harness.page import figure, page, section, table
 from pgqueue_ref.harness.plots import Series, line_plot
 
 POINTS = 24  # of a curve that is simulated
@@ -63,7 +63,7 @@ def render(plan: Plan, measured: Measurement, document: dict[str, Any], drawn: S
         _head(title, plan, measured),
         _verdict(plan),
         section("The plan", table(("", "", "why"), rows(plan))),
-        section("Headroom", table(("", "times the rate"), [(n, f"{v:.3g}") for n, v in plan.headroom().items()])),
+        section("Headroom", table(("", "times the rate"), carried(plan))),
         section("Rules of thumb, and what they give", table(RULES, rules(plan))),
         section("Plots", f'<div class="plots">{figures}</div>'),
     ]
@@ -86,12 +86,18 @@ def _verdict(plan: Plan) -> str:
     return f'<p class="verdict {"pass" if plan.feasible else "fail"}"><b>{escape(verdict)}</b> {escape(why)}</p>'
 
 
+def carried(plan: Plan) -> list[tuple[str, str]]:
+    """What each part of the plan carries, in times of the demanded rate."""
+    return [(name, "without bound" if math.isinf(times) else figure(times)) for name, times in plan.headroom().items()]
+
+
 def rows(plan: Plan) -> list[tuple[str, str, str]]:
     """The plan's parts: name, value, why. Also printed by the command line."""
     wait = "without bound" if math.isinf(plan.wait) else f"{plan.wait * 1000:.0f} ms"
-    demand, by = plan.demand, "Erlang C" if plan.service.exponential else "simulation"
+    demand = plan.demand
+    by = "by simulation; Erlang C alone says" if not plan.service.exponential else "by Erlang C, shared by the workers:"
     return [
-        ("job slots", f"{plan.slots:,}", f"by {by}; Erlang C alone says {plan.erlang_slots:,}"),
+        ("job slots", f"{plan.slots:,}", f"{by} {plan.erlang_slots:,}"),
         ("workers", f"{plan.workers:,}", f"with {plan.slots_per_worker:,} slots each; {plan.safe_workers:,} are safe"),
         ("connections", f"{plan.connections:,}", f"in a deployment, of {plan.connections_available:,} for workers"),
         ("utilisation", f"{plan.utilisation:.0%}", "busy slots, on average"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import statistics
 from typing import NamedTuple
 
-from pgqueue_ref.capacity import CapacityError
-from pgqueue_ref.harness.traces import Trace
+from pgqueue_ref.capacity import CapacityError, simulate
+from pgqueue_ref.harness.traces import Arrival, Trace
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -30,6 +30,7 @@ class Busiest(NamedTuple):
     rate: float
     load: float
     mean: float  # of its jobs' durations
+    arrivals: tuple[Arrival, ...]
 
 
 def by_hour(trace: Trace) -> list[Hour]:
@@ -51,10 +52,17 @@ def busiest(trace: Trace, *, growth: float = 1.0) -> Busiest:
         raise CapacityError(f"{trace.name}: {len(trace.arrivals)} job; a plan needs the times between several")
     if not growth > 0:
         raise CapacityError(f"--growth {growth:g}: must be above 0")
-    hours: dict[int, list[float]] = {}
-    for at, duration, _ in trace.arrivals:
-        hours.setdefault(int(at // HOUR), []).append(duration)
-    hour, durations = max(hours.items(), key=lambda item: sum(item[1]))
+    hours: dict[int, list[Arrival]] = {}
+    for arrival in trace.arrivals:
+        hours.setdefault(int(arrival.at // HOUR), []).append(arrival)
+    hour, arrivals = max(hours.items(), key=lambda item: sum(arrival.duration for arrival in item[1]))
     length = min(HOUR, trace.span) or 1.0  # a trace shorter than an hour is all there is
-    rate = growth * len(durations) / length
-    return Busiest(hour * HOUR, rate, growth * sum(durations) / length, statistics.fmean(durations))
+    work = [arrival.duration for arrival in arrivals]
+    # Growth is more of the same in less time: the arrivals move together.
+    moved = tuple(arrival._replace(at=(arrival.at - hour * HOUR) / growth) for arrival in arrivals)
+    return Busiest(hour * HOUR, growth * len(work) / length, growth * sum(work) / length, statistics.fmean(work), moved)
+
+
+def wait_as_logged(busiest: Busiest, slots: int, percentile: float) -> float:
+    """The wait (seconds) in the busiest hour itself, whose arrivals may come in bursts that no formula knows."""
+    return simulate.percentile(sorted(simulate.waits(busiest.arrivals, slots)), percentile)

@@ -204,6 +204,8 @@ def test_a_trace_has_its_busiest_hour_and_its_day() -> None:
     busiest = trace.busiest(log, growth=2.0)
     assert busiest.start == 5 * 3600
     assert busiest.rate == pytest.approx(2 * (1 + 1 / 60))
+    assert trace.wait_as_logged(busiest, 5, 99) == 0
+    assert trace.wait_as_logged(busiest, 3, 99) > 0, "twice as dense, two seconds each: four slots are busy"
     hours = trace.by_hour(log)
     assert max(hours, key=lambda hour: hour.load).hour == 5
     assert len(hours) == 24

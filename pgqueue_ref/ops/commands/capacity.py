@@ -121,10 +121,13 @@ def plan(
         )
         made = planning.make(measured, demand, times, seed=seed)
         document = made.document()
-        if log is not None:
-            document["hours"] = [hour._asdict() for hour in tracing.by_hour(log)]
-            document["busiest"] = busiest and busiest._asdict()
-            document["credits"] = list(log.credits)
+        if log is not None and busiest is not None:
+            as_logged = tracing.wait_as_logged(busiest, made.slots, demand.percentile)
+            told = {name: value for name, value in busiest._asdict().items() if name != "arrivals"}
+            document["trace"] = {
+                "busiest": told | {"wait_as_logged": as_logged}, "credits": list(log.credits),
+                "hours": [hour._asdict() for hour in tracing.by_hour(log)] if speedup == 1 else [],
+            }  # fmt: skip
         if output is not None:
             _write(output, document)
         page = reporting.write(report, made, measured, document) if report else None
@@ -242,16 +245,22 @@ def _show(made: Plan, document: dict[str, Any]) -> None:
         )
     print_table(("", "", "why"), report.rows(made))
     typer.echo("")
-    rows = [(name, f"{times:.3g} x") for name, times in made.headroom().items()]
-    print_table(("carries", "the rate"), rows, right=("the rate",))
+    print_table(("carries", "times the rate"), report.carried(made), right=("times the rate",))
     typer.echo(f"\nbinding: {made.binding.name} ({made.binding.says})\nwhat moves it: {made.binding.moved_by}\n")
     print_table(report.RULES, report.rules(made), right=("slots", "p99 wait", "refused"))
-    if "hours" in document:
-        typer.echo("\nby hour of the trace's day:")
-        hours = [(hour["hour"], f"{hour['rate']:.3g}", f"{hour['load']:.3g}") for hour in document["hours"]]
+    if "trace" in document:
+        _show_trace(document["trace"])
+
+
+def _show_trace(trace: dict[str, Any]) -> None:
+    wait = trace["busiest"]["wait_as_logged"]
+    typer.echo(f"\nthe busiest hour as it was logged, with these slots: p99 wait {wait:.3g} s")
+    if trace["hours"]:
+        typer.echo("by hour of the trace's day:")
+        hours = [(hour["hour"], f"{hour['rate']:.3g}", f"{hour['load']:.3g}") for hour in trace["hours"]]
         print_table(("hour", "jobs/s", "busy slots"), hours, right=("jobs/s", "busy slots"))
-        for line in document["credits"]:
-            typer.echo(line)
+    for line in trace["credits"]:
+        typer.echo(line)
 
 
 class _usage:  # noqa: N801  # reads as a block
