@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -60,8 +61,9 @@ def test_retry_for_programs_and_without_changing_anything(cli: Cli, put: Put, st
     assert cli("retry", failed, "--dry-run", "--json").json == {"retried": [failed], "refused": [], "dry_run": True}
     assert cli("retry", failed, "--json").json == {"retried": [failed], "refused": [], "dry_run": False}
     code, out, err = cli("retry", failed, "--json")
-    assert code == 1
-    assert '"reason": "job' in out
+    assert (code, err) == (1, "")
+    reason = f"job {failed} is pending: only failed and cancelled jobs can be retried"
+    assert json.loads(out) == {"retried": [], "refused": [{"id": failed, "reason": reason}], "dry_run": False}
 
 
 # -- cancel ----------------------------------------------------------------------------------------------------

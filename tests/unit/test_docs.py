@@ -1,4 +1,5 @@
-"""The documents tell the truth: examples run, the diagram is the core's, links and session names lead somewhere.
+"""The documents tell the truth: examples run, the diagram is the core's, links and session names lead somewhere. (What
+the command line's pages show is run by tests/ops/test_operator_docs.py.)
 
 Convention: every ```python and shell block of the guides (the README, the pages of the extensions) is run, but for one
 that an HTML comment precedes: `<!-- not run: reason -->`. Python blocks get a fresh database with the schema, as
@@ -12,9 +13,9 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from documents import Block, anchor, blocks, commands
 
 from pgqueue_ref.core.states import mermaid
 
@@ -27,33 +28,7 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
 SHELL = {"", "sh", "bash", "shell", "console"}
 
 
-class Block(NamedTuple):
-    """A fenced block: its language, its text, where it starts, and why it is not run."""
-
-    language: str
-    text: str
-    line: int
-    not_run: str
-    document: str = ""
-
-
 MIGRATE = Block("sh", "pgqueue-ref migrate", 1, "")
-
-
-def blocks(markdown: str) -> list[Block]:
-    found = []
-    pattern = r"(?:<!-- not run: (?P<why>[^>]+) -->\s*\n)?^ *```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^ *```\s*$"
-    for match in re.finditer(pattern, markdown, re.MULTILINE | re.DOTALL):
-        line = markdown.count("\n", 0, match.start("text")) + 1
-        found.append(Block(match["language"], match["text"], line, match["why"] or ""))
-    return found
-
-
-def commands(block: Block) -> list[str]:
-    """A shell block's commands: continued lines joined, prompts and comments cut."""
-    joined = block.text.replace("\\\n", " ")
-    lines = (re.sub(r"^\$ ", "", line.strip()) for line in joined.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def is_cheap(command: str) -> bool:
@@ -171,8 +146,7 @@ def leads_somewhere(target: str, document: Path) -> bool:
 
 def anchors(document: Path) -> set[str]:
     """The anchors that GitHub gives to a document's headings."""
-    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {anchor(heading) for heading in re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)}
 
 
 def unknown_sessions(text: str) -> list[str]:

@@ -97,8 +97,8 @@ def retry(
     else:
         for job_id in retried:
             typer.echo(f"job {job_id} {'would be' if dry_run else 'is'} pending again")
-    for reason in refused.values():
-        complain(reason, 1)
+        for reason in refused.values():
+            complain(reason, 1)
     return 1 if refused else 0
 
 
