@@ -89,7 +89,7 @@ class _Play:
         self.due: list[tuple[int, float, int]] = []  # not urgent, due since, number
         self.free = [system.slots] * system.workers
         self.asleep: list[simpy.Event | None] = [None] * system.workers
-        self.left = 0
+        self.left, self.end = 0, 0.0
         self.busy = 0.0
         self.attempts = 0
         self.waits: dict[int, float] = {}

@@ -119,8 +119,8 @@ def compare(
 
 def _held(by_application: str) -> int:
     """The workers' connections in a sample, of which each calls itself pgqueue_ref:SOMETHING."""
-    counts = (item.rpartition("=") for item in by_application.split(";") if item.startswith("pgqueue_ref:"))
-    return sum(int(count) for _, _, count in counts)
+    named: dict[str, int] = json.loads(by_application or "{}")
+    return sum(count for name, count in named.items() if name.startswith("pgqueue_ref:"))
 
 
 def validate(
