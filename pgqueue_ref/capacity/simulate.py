@@ -96,17 +96,16 @@ class _Play:
 
     def run(self, arrivals: Sequence[Arrival]) -> Played:
         self.arrivals, self.left = arrivals, len(arrivals)
+        self.end = max((at for at, _, _ in arrivals), default=0.0)
         self.tries = [0] * len(arrivals)
         self.urgent = [self.rng.random() < self.system.urgent for _ in arrivals]
         self.env.process(self._arrive())
         for worker in range(self.system.workers):
             self.env.process(self._claim(worker))
         self.env.run()
-        end = max((at for at, _, _ in arrivals), default=0.0)
-        slots = self.system.workers * self.system.slots
-        return Played(
-            [self.waits[n] for n in sorted(self.waits)], self.busy / (slots * end) if end else 0.0, self.attempts
-        )
+        available = self.system.workers * self.system.slots * self.end
+        waits = [self.waits[number] for number in sorted(self.waits)]
+        return Played(waits, self.busy / available if available else 0.0, self.attempts)
 
     def _arrive(self) -> simpy.events.ProcessGenerator:
         for number, arrival in enumerate(self.arrivals):
@@ -147,7 +146,8 @@ class _Play:
         self.waits.setdefault(number, self.env.now - arrival.at)
         self.attempts += 1
         self.tries[number] += 1
-        self.busy += arrival.duration
+        # What goes on beyond the last arrival is no part of the window: a long job would make it look full.
+        self.busy += max(0.0, min(arrival.duration, self.end - self.env.now))
         yield self.env.timeout(arrival.duration)
         self.free[worker] += 1
         self._wake(worker)  # its own slot: no bell needed
