@@ -1,6 +1,7 @@
 """Faults that a load run injects: `--fault kill-worker@20s,crash-postgres@40s,pause-worker@50s:15s`.
 
-Each comes at its time from the start of the load. What dies is replaced a second later, as a supervisor would. The run
+Each comes at its time from the start of the load, or when the one before is over. What dies is replaced a second later,
+as a supervisor would; that is over when the replacement works. The run
 then judges the queue by what must survive: nothing lost, nothing unexpected, and no job run twice unless a fault lies
 between its first start and its last end. Called by the load run, in a greenlet of its own.
 """
@@ -87,7 +88,10 @@ def _kill_worker(run: LoadRun, _: Fault) -> None:
     victim.excused = True
     victim.kill()
     time.sleep(REPLACED_AFTER)
-    run.replace(victim)
+    replacement = run.replace(victim)
+    while not replacement.started:  # a worker that starts into the next fault would end at once, as it should
+        run.check()
+        time.sleep(0.05)
 
 
 def _pause_worker(run: LoadRun, fault: Fault) -> None:

@@ -34,6 +34,11 @@ class WorkerProcess:
         """The worker's process id."""
         return self.process.pid
 
+    @property
+    def started(self) -> bool:
+        """Whether it has connected and said so; from then on it waits for a database that goes away."""
+        return b": queues " in self.log.read_bytes()
+
     def died(self) -> str | None:
         """One line about a worker that ended unasked, None while it runs."""
         code = self.process.poll()

@@ -451,7 +451,10 @@ class LoadRun:
                 self.scenario.judge(self)
             self.result = build_result(self.measured)
             verdict = evaluate(
-                self.result, self.settings.objectives, incidents=self._incidents, faults=bool(self.settings.faults)
+                self.result,
+                self.settings.objectives,
+                incidents=list(dict.fromkeys(self._incidents)),  # a death may be noticed by several
+                faults=bool(self.settings.faults),
             )
             write_run(self.directory, self.measured, self.result, verdict)
             self._clean_up(connection, verdict)

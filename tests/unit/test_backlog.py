@@ -1,0 +1,61 @@
+"""How many jobs wait, told from when each came and started; and the fluid model, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pgqueue_ref.harness.backlog import emptied, level_at, time_to_drain, waiting
+
+
+def test_jobs_wait_from_when_they_came_until_they_started() -> None:
+    assert waiting([(0.0, 2.0), (1.0, 5.0), (3.0, 4.0)]) == [(0.0, 1), (1.0, 2), (2.0, 1), (3.0, 2), (4.0, 1), (5.0, 0)]
+
+
+def test_changes_at_one_moment_are_one_step() -> None:
+    assert waiting([(0.0, 1.0), (0.0, 1.0), (1.0, 2.0)]) == [(0.0, 2), (1.0, 1), (2.0, 0)]
+
+
+def test_a_job_that_started_as_it_came_waits_for_nothing() -> None:
+    assert waiting([(1.0, 1.0)]) == [(1.0, 0)]
+
+
+def test_nothing_came_nothing_waits() -> None:
+    assert waiting([]) == []
+    assert level_at([], 5.0) == 0
+    assert emptied([], 5.0) == 5.0
+
+
+@pytest.mark.parametrize(("at", "level"), [(-1.0, 0), (0.0, 1), (0.9, 1), (1.0, 2), (2.0, 1), (9.0, 0)])
+def test_the_level_is_that_of_the_last_step(at: float, level: int) -> None:
+    assert level_at(waiting([(0.0, 2.0), (1.0, 3.0)]), at) == level
+
+
+@pytest.mark.parametrize(
+    ("after", "moment"),
+    [
+        (0.0, 3.0),
+        (2.5, 3.0),
+        (3.0, 3.0),
+        (4.0, 4.0),  # nothing waits then
+        (5.0, 6.0),
+        (7.0, 7.0),
+    ],
+)
+def test_emptied_is_the_first_moment_from_then_on_at_which_nothing_waits(after: float, moment: float) -> None:
+    assert emptied(waiting([(0.0, 3.0), (1.0, 2.0), (5.0, 6.0)]), after) == moment
+
+
+def test_a_backlog_that_never_empties_has_no_such_moment() -> None:
+    assert emptied([(0.0, 2), (1.0, 1)], 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("backlog", "capacity", "rate", "seconds"),
+    [(1500, 128, 32, 15.625), (100, 10, 0, 10.0), (0, 10, 5, 0.0), (100, 10, 10, math.inf), (100, 10, 11, math.inf)],
+)
+def test_the_fluid_model_drains_by_what_capacity_is_left(
+    backlog: float, capacity: float, rate: float, seconds: float
+) -> None:
+    assert time_to_drain(backlog, capacity, rate) == seconds

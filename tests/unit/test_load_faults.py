@@ -1,0 +1,41 @@
+"""Faults in a real load run: workers die and freeze, a connection is cut, the server crashes; no job is lost by it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from loads import SMALL_SLO, Load
+
+from pgqueue_ref.harness.slo import Exit
+
+
+@pytest.fixture
+def load(database: str, tmp_path: Path) -> Load:
+    return Load(database, tmp_path)
+
+
+def test_nothing_is_lost_and_every_second_run_is_explained(load: Load) -> None:
+    # Two workers have 4 slots each for 6 jobs at a time: whichever is hit has some. Before the frozen one goes on, its
+    # leases of 2 s have run out and the other has looked for such (every 5 s): its jobs run twice.
+    load.write_trace(300, duration=0.06)  # both five times as much at a fifth of the speed
+    load.slo.write_text(SMALL_SLO + '[[steady.slo]]\nmetric = "ledger.undrained"\nmax = 0\n')
+    faults = ["terminate-backend", "crash-postgres", "kill-worker", "pause-worker"]
+    code, output = load.run(
+        "--postgres", "embedded", "--speedup", "0.2", "--set", "slots=4", "--set", "lease=2",
+        "--fault", "terminate-backend@1s,crash-postgres@1.5s,kill-worker@4s,pause-worker@7s:8s",
+    )  # fmt: skip
+    assert code == Exit.PASS, output
+    result = load.result()
+    found = result["ledger"]
+    assert (found["lost"], found["unexpected"], found["failed"], found["undrained"]) == (0, 0, 0, 0)
+    assert found["duplicated"] > 0
+    assert found["unexplained"] == 0
+    assert [fault["name"] for fault in result["faults"]] == faults
+    assert all(fault["until"] > fault["at"] for fault in result["faults"])
+    assert re.findall(r"fault: ([\w-]+), ", output) == faults
+    assert result["arrivals"]["achieved"] == result["arrivals"]["offered"] == 300
+    assert set(result["requests"]["refused"]) == {"DatabaseUnavailable"}, "what the crash answered was expected"
+    (directory,) = load.directories()
+    assert {path.name for path in directory.glob("worker-*.log")} == {f"worker-{n}.log" for n in (1, 2, 3)}

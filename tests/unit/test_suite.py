@@ -1,0 +1,133 @@
+"""`load all`: the exit code is that of the worst news; the index shows who passed, who failed and who said nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgqueue_ref.harness import suite
+from pgqueue_ref.harness.index import write_index
+from pgqueue_ref.harness.slo import Exit
+from pgqueue_ref.harness.suite import worst
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [
+        ([0, 0], Exit.PASS),
+        ([0, 1], Exit.REQUEST_FAILURES),
+        ([1, 3], Exit.SLO_BREACH),
+        ([3, 4], Exit.INVALID),
+        ([4, 2], Exit.CRASH_OR_USAGE),
+        ([2, 5, 4, 3, 1, 0], Exit.INCORRECT),
+        ([0, -9], Exit.CRASH_OR_USAGE),  # a signal
+        ([0, 137], Exit.CRASH_OR_USAGE),
+    ],
+)
+def test_the_worst_news_is_the_exit_code(codes: list[int], code: Exit) -> None:
+    assert worst(codes) is code
+
+
+def write_run(directory: Path, scenario: str, code: int = 0, reasons: Sequence[str] = ()) -> Path:
+    run = directory / f"20270101T000000-{scenario}"
+    run.mkdir(parents=True)
+    result: dict[str, Any] = {
+        "scenario": scenario,
+        "verdict": {"passed": code == 0, "exit_code": code, "outcome": "", "reasons": list(reasons)},
+        "ledger": {"completed": 1234, "lost": 0, "unexpected": 0},
+        "latency": {"start": {"p99_ms": 12.5}},
+    }
+    (run / "result.json").write_text(json.dumps(result))
+    return run
+
+
+def test_the_index_leads_to_each_report_and_says_why_one_failed(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, "calm"), write_run(tmp_path, "storm", 5, ["ledger.lost is 1 jobs, not <= 0"])]
+    runs.append(tmp_path / "20270101T000000-cut-off")
+    runs[-1].mkdir()
+    page = write_index(tmp_path, runs, ["calm", "storm", "cut-off", "never-begun"]).read_text()
+    assert "<h1>1 of 4 scenarios passed</h1>" in page
+    assert '<a href="20270101T000000-calm/report.html">calm</a>' in page
+    assert "FAIL, exit 5" in page
+    assert "ledger.lost is 1 jobs, not &lt;= 0" in page
+    assert page.count("no verdict") == 2
+    assert page.count("PASS") == 1
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with three scenarios, of which one leaves no verdict; `codes.json` has what they end with."""
+    scenarios = tmp_path / "loadtests" / "scenarios"
+    scenarios.mkdir(parents=True)
+    for name in ("calm", "the_storm", "cut", "_helper"):
+        (scenarios / f"{name}.py").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def play(monkeypatch: pytest.MonkeyPatch, codes: dict[str, int]) -> list[list[str]]:
+    """Put something else in the place of Locust: it leaves a run and a summary for those that have a verdict."""
+    commands: list[list[str]] = []
+
+    def run(scenario: str, runs: Path, options: Sequence[str]) -> int:
+        commands.append([scenario, *options])
+        if codes[scenario] >= 0:
+            write_run(runs, scenario, codes[scenario])
+            figures = {"server": {"version": "18"}, "figures": [{"name": f"{scenario}.ledger.lost", "value": 0}]}
+            Path(options[-1]).write_text(json.dumps(figures))
+        return codes[scenario]
+
+    monkeypatch.setattr(suite, "_run", run)
+    return commands
+
+
+def test_all_runs_each_scenario_with_the_options_and_merges_what_they_found(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = play(monkeypatch, {"calm": 0, "the-storm": 3, "cut": -15})
+    assert suite.main(["all", "--quick", "--summary", "all.json"]) is Exit.CRASH_OR_USAGE
+    assert [command[:2] for command in commands] == [[name, "--quick"] for name in ("calm", "cut", "the-storm")]
+    (index,) = project.glob("runs/*-all/index.html")
+    assert "1 of 3 scenarios passed" in index.read_text()
+    summary = json.loads((project / "all.json").read_text())
+    assert summary["server"] == {"version": "18"}
+    assert [figure["name"] for figure in summary["figures"]] == ["calm.ledger.lost", "the-storm.ledger.lost"]
+    told = capsys.readouterr().out
+    assert "PASS  calm                 exit 0" in told
+    assert "FAIL  cut                  exit -15" in told
+
+
+def test_when_all_pass_so_does_the_suite(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, {"calm": 0, "the-storm": 0, "cut": 0})
+    assert suite.main(["all"]) is Exit.PASS
+
+
+def test_one_scenario_is_run_alone_and_its_exit_code_is_the_suites(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = play(monkeypatch, {"calm": 4})
+    monkeypatch.setattr(suite, "_run", lambda name, runs, options: commands.append([name, *options]) or 4)
+    assert suite.main(["calm", "--quick", "--summary", "one.json"]) == 4
+    assert suite.main(["--quick"]) == 4
+    assert commands == [["calm", "--quick", "--summary", "one.json"], ["steady", "--quick"]]
+
+
+def test_where_no_scenarios_are_the_suite_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert suite.main(["all"]) is Exit.CRASH_OR_USAGE
+    assert "no scenario is there" in capsys.readouterr().err
+
+
+def test_a_summary_that_cannot_be_written_is_refused_before_anything_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = play(monkeypatch, {})
+    assert suite.main(["all", "--summary", "none/all.json"]) is Exit.CRASH_OR_USAGE
+    assert "there is no such directory" in capsys.readouterr().err
+    assert commands == []
