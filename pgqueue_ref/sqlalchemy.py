@@ -105,8 +105,8 @@ def _translate(error: SQLAlchemyError) -> QueueError:
     return QueueError(str(error).splitlines()[0])
 
 
-# The tables as core/schema.sql makes them, where each line is explained; a test compares the two. The trigger that
-# wakes workers is not part of it: MetaData knows no triggers. Without it they poll.
+# The tables as core/schema.sql and the extensions make them, where each line is explained; a test compares the two.
+# Triggers are not part of it: MetaData knows none. Without the core's, which wakes workers, they poll.
 metadata = MetaData()
 _NOW, _ZERO = text("now()"), text("0")
 _MOMENT = DateTime(timezone=True)

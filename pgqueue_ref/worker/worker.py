@@ -1,8 +1,9 @@
 """The worker: claims jobs, runs their handlers, has their endings written. `serve` starts it for an application, tests
 turn it by hand with `run_once`.
 
-One loop claims, one writes endings and does maintenance, one keeps leases, one listens; claims and writes have a
-connection each, so that the server works on the next claim while this process runs handlers.
+One loop claims, one writes endings and does maintenance, one keeps leases, one listens, one does the extensions'
+maintenance; claims and writes have a connection each, so that the server works on the next claim while this process
+runs handlers.
 
 What goes wrong, and then: this process dies (its leases run out and the attempts run again elsewhere); the database
 goes away (the loops wait with jitter and go on, what was buffered is written then); a handler hangs (its timeout ends
@@ -40,6 +41,7 @@ from pgqueue_ref.core import operations as op
 from pgqueue_ref.core.jobs import text, whole
 
 from .bell import Bell
+from .extras import Extras
 from .kinds import Kind, Kinds
 from .link import Link, Patience
 from .slots import Attempt, Ending, Slots
@@ -100,6 +102,7 @@ class Worker:
             dsn, prepare=listen, application_name="pgqueue_ref:write", options=f"{options} {WRITER}" if listen else ""
         )
         self._writer = Writer(self._writes, self.name, self.counts)
+        self._extras = Extras(self._writes, self.name, min(self.poll_interval, CHORE_INTERVAL))
         self._slots = Slots(self.name, self._ended, self._freed)
         self._positions: dict[Place, Position] = {}
         self._open: set[Place] = set()  # where there may be jobs: not asked yet, or the last claim had all it asked for
@@ -129,14 +132,14 @@ class Worker:
             return
         try:
             await self._claims.run(op.chores())  # says so when the schema is missing
-            await self._writes.open()
+            await self._extras.find()
         except QueueError:
             await self.close()
             raise
         self._claiming, self._closing = True, False
         self._chores_at = self._full_look_at = 0.0
         self._hurry.clear()
-        loops = [self._claim_loop(), self._write_loop(), self._beat_loop()]
+        loops = [self._claim_loop(), self._write_loop(), self._beat_loop(), self._extras.run()]
         loops += [self._bell_loop(self._bell)] if self._bell else []
         self._loops = [asyncio.create_task(loop) for loop in loops]
         for task in self._loops:
@@ -194,9 +197,11 @@ class Worker:
     async def run_once(self) -> Counts:
         """One turn by hand, on a worker that is not started: maintenance, one claim, its handlers, their endings.
 
-        Returns what it did; raises what the database says. Keeps no leases, so handlers must be shorter than theirs.
+        The extensions' maintenance comes first: what a schedule pushes is claimed in the same turn. Returns what it
+        did; raises what the database says. Keeps no leases, so handlers must be shorter than theirs.
         """
         before = self.counts.copy()
+        await self._extras.turn()
         self._chores_at = self._full_look_at = 0.0
         while await self._look(ask=True) == 0.0 and not self._writer.held:
             pass  # fewer slots than kinds: on to the next ones

@@ -18,6 +18,7 @@ import pytest
 
 from pgqueue_ref.core import ATOMIC, Job, NewJob, Operation, Position, Queue, Statement, Want, connect, run, sql
 from pgqueue_ref.core import operations as op
+from pgqueue_ref.extensions.extension import INSTALLED
 from pgqueue_ref.worker import Kinds, Worker
 from pgqueue_ref.worker.link import Link
 from pgqueue_ref.worker.worker import PLANNER
@@ -46,7 +47,8 @@ def watched(operation: Operation[T], seen: list[str]) -> Operation[T]:
 
 
 def _name(text: str) -> str:
-    return next(name for name, value in vars(sql).items() if name.isupper() and value == text)
+    known = vars(sql) | {"INSTALLED": INSTALLED}
+    return next(name for name, value in known.items() if name.isupper() and value == text)
 
 
 def counting(connection: psycopg.Connection[Any], seen: list[str], **options: Any) -> Queue:
@@ -113,7 +115,9 @@ def test_a_turn_of_the_worker_is_two_transactions_for_its_batch(
         queue.push_many(NewJob("mail") for _ in range(BATCH))
     done, idle = asyncio.run(_two_turns(Worker(kinds, dsn=database, max_concurrent_jobs=BATCH)))
     assert (done, idle) == (BATCH, 0)
-    assert transactions == [["CHORES", "CLAIM"], [end], ["CHORES", "CLAIM"]]  # the last is the idle turn
+    first, *turns = transactions
+    assert first == ["INSTALLED"]  # once for each worker
+    assert turns == [["CHORES", "CLAIM"], [end], ["CHORES", "CLAIM"]]  # the last is the idle turn
 
 
 def _transactions(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
