@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 WORKERS = (0, 1)
@@ -78,7 +79,7 @@ def broken(state: State) -> str | None:
     tokens = [token for token, _ in state.accepted]
     if sum(outcome == "succeeded" for _, outcome in state.accepted) > 1:
         return "completed twice"
-    if any(later < earlier for earlier, later in zip(tokens, tokens[1:], strict=False)):
+    if any(later < earlier for earlier, later in pairwise(tokens)):
         return "a late worker ended a later attempt"
     if len(set(tokens)) < len(tokens):
         return "an attempt ended twice"
@@ -90,7 +91,7 @@ def broken(state: State) -> str | None:
 
 
 def explore(*, fenced: bool, wanted: str | None = None) -> tuple[int, list[str], str | None]:
-    """How many states there are, and the shortest path to one that breaks an invariant (the wanted one), with its name."""
+    """How many states there are; the shortest path to one that breaks an invariant, or the wanted one; and its name."""
     start = State()
     paths: dict[State, list[str]] = {start: []}
     waiting = deque([start])
