@@ -38,11 +38,12 @@ def create_app(settings: Settings = Settings()) -> FastAPI:  # noqa: B008 - froz
     )  # fmt: skip
     app.state.settings, app.state.database = settings, database
     app.state.readiness, app.state.exposition = probes.Readiness.of_this_version(), Exposition()
-    for router in (jobs.router, queues.router, probes.router, docs.router, page.router):
+    routers = (jobs.router, queues.router, probes.router, docs.router, page.router)
+    for router in routers:
         app.include_router(router)
-    handle_errors(app)
+    handle_errors(app, [route for part in (app, *routers) for route in part.routes if isinstance(route, Route)])
     static = [route.path for route in docs.router.routes + page.router.routes if isinstance(route, Route)]
     open_paths = [compile_path(path)[0] for path in (*OPEN, *static)]
-    describe(app, with_tokens=bool(settings.tokens), open_paths=open_paths)
-    app.add_middleware(Gate, tokens=settings.tokens, open_paths=open_paths)
+    describe(app, settings, open_paths)
+    app.add_middleware(Gate, settings=settings, open_paths=open_paths)
     return app

@@ -36,10 +36,23 @@ PAGE: Final = """<!doctype html>
 </html>
 """
 # Without validatorUrl Swagger UI would show the document to a service on the internet.
-START: Final = """SwaggerUIBundle({
-  url: "openapi.json", dom_id: "#swagger", deepLinking: true, tryItOutEnabled: true, validatorUrl: null,
+START: Final = r"""SwaggerUIBundle({
+  url: "openapi.json", dom_id: "#swagger", tryItOutEnabled: true, validatorUrl: null,
   displayRequestDuration: true, defaultModelsExpandDepth: 0,
 });
+
+// The `type` of a problem document leads to its code, which is there once Swagger UI has drawn the table.
+const drawn = new MutationObserver(() => {
+  const code = document.getElementById(location.hash.slice(1));
+  const table = code?.closest("details");
+  if (!table) return;
+  drawn.disconnect();
+  table.open = true;
+  code.scrollIntoView();
+});
+if (/^#\w+$/.test(location.hash)) {
+  drawn.observe(document.getElementById("swagger"), { childList: true, subtree: true });
+}
 """
 
 router = APIRouter(include_in_schema=False)

@@ -5,7 +5,8 @@ It promises, for each path, those that do not exist included:
   they are in `open_paths`, which holds what gives nothing away: probes and static pages;
 - without tokens: the Host must be a loopback name and the Origin, where a browser sends one, this server. A page of
   another site can then neither reach the API through a name of its own (DNS rebinding) nor post to it;
-- a body over `MAX_BODY` is refused with 413 while it arrives, announced or chunked;
+- a body over `max_body` is refused with 413 while it arrives, announced or chunked;
+- HEAD is answered wherever GET is;
 - every response has the headers of `HEADERS`; every request is one line in the log, without query or headers;
 - what nobody else caught is `internal_error`, and its log line has no traceback.
 """
@@ -24,8 +25,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .problems import internal, problem
-from .settings import MAX_BODY, Token, find_token
+from .problems import internal, problem, too_large
+from .settings import Settings, Token, find_token
 
 log = logging.getLogger("pgqueue_ref.api")
 
@@ -43,8 +44,8 @@ LOOPBACK_HOST: Final = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,
 class Gate:
     """See the module."""
 
-    def __init__(self, app: ASGIApp, tokens: tuple[Token, ...], open_paths: Sequence[re.Pattern[str]]) -> None:
-        self.app, self.tokens, self.open_paths = app, tokens, open_paths
+    def __init__(self, app: ASGIApp, settings: Settings, open_paths: Sequence[re.Pattern[str]]) -> None:
+        self.app, self.tokens, self.max_body, self.open_paths = app, settings.tokens, settings.max_body, open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -70,7 +71,9 @@ class Gate:
             if refusal is not None:
                 await refusal(scope, receive, answer)
             else:
-                await self.app(scope, _limited(receive), answer)
+                # HEAD is GET, of which the server sends no body.
+                asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+                await self.app(asked, _limited(receive, self.max_body), answer)
         except Exception as error:  # noqa: BLE001 - the last resort: uvicorn would print a traceback
             response = internal(error)
             if not status:
@@ -99,12 +102,12 @@ class Gate:
                 return problem("read_only_token")
         length = headers.get("content-length", "0")
         # 4,300 digits and more are no number to Python; uvicorn has refused what is not digits.
-        if not length.isdecimal() or len(length) > 18 or int(length) > MAX_BODY:
-            return problem("body_too_large")
+        if not length.isdecimal() or len(length) > 18 or int(length) > self.max_body:
+            return too_large(self.max_body)
         return None
 
 
-def _limited(receive: Receive) -> Receive:
+def _limited(receive: Receive, max_body: int) -> Receive:
     """Count the body as it arrives: a chunked one does not announce its length."""
     size = 0
 
@@ -112,7 +115,7 @@ def _limited(receive: Receive) -> Receive:
         nonlocal size
         message = await receive()
         size += len(message.get("body", b""))
-        if size > MAX_BODY:
+        if size > max_body:
             raise HTTPException(413)  # which FastAPI lets through to the handlers of `problems`
         return message
 

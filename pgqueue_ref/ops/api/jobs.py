@@ -9,16 +9,16 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from pgqueue_ref.core import JobNotFound, JobRow, Operation, Statement, Status
-from pgqueue_ref.core.operations import _row, cancel, cancel_key, get, list_jobs, push_many, retry
-from pgqueue_ref.core.sql import _ROW
+from pgqueue_ref.core import JobNotFound, JobRow, Operation, Status
+from pgqueue_ref.core.operations import cancel, cancel_key, get, list_jobs, push_many, retry
+from pgqueue_ref.ops.operations import newest
 
+from . import paths  # noqa: F401 - registers the convertors
 from .database import Database
 from .openapi import problems
 from .problems import Refused
 from .shapes import (
     MAX_ID,
-    MAX_PAGE,
     Batch,
     JobToPush,
     Json,
@@ -28,20 +28,15 @@ from .shapes import (
     PushedBatch,
     PushedJob,
     ShownJob,
+    Utf8Route,
     pushed,
     shown,
 )
 
-router = APIRouter(prefix="/api/v1/queue/jobs", tags=["jobs"])
+router = APIRouter(prefix="/api/v1/queue/jobs", tags=["jobs"], route_class=Utf8Route)
 JobId = Annotated[int, Path(ge=1, le=MAX_ID)]
 
-# Newest first, because that is what somebody looks for who opens a list. Otherwise core.sql's LIST: keyset pagination
-# on the primary key, here backwards, and pgqueue_jobs_key where kind and key are given.
-NEWEST = f"""{_ROW}
-WHERE id < %(before)s AND (%(queue)s::text IS NULL OR queue = %(queue)s) AND (%(kind)s::text IS NULL OR kind = %(kind)s)
-  AND (%(status)s::text IS NULL OR status = %(status)s) AND (%(key)s::text IS NULL OR external_key = %(key)s)
-ORDER BY id DESC LIMIT %(limit)s
-"""
+USUAL_PAGE = 50  # jobs
 
 
 class Filters(BaseModel):
@@ -53,7 +48,7 @@ class Filters(BaseModel):
     queue: Name | None = None
     kind: Name | None = None
     key: Key | None = None
-    limit: int = Field(50, ge=1, le=MAX_PAGE)
+    limit: int | None = Field(None, ge=1)  # at most `Settings.max_page`: see `openapi`
     cursor: str | None = Field(None, max_length=100, description="`next` of the page before")
 
 
@@ -109,15 +104,15 @@ async def push_batch(request: Request, batch: Batch) -> Response:
 @router.get("", response_model=Page)
 async def list_newest(request: Request, filters: Annotated[Filters, Query()]) -> Response:
     """Jobs, newest first; give `next` of a page as `cursor` for the one after it."""
-    jobs = await database(request).run(newest(filters))
-    full = len(jobs) == filters.limit
-    return Json({"jobs": [shown(job) for job in jobs], "next": _cursor(jobs[-1].id) if full else None})
-
-
-def newest(filters: Filters) -> Operation[list[JobRow]]:
-    """A page of jobs, by id descending."""
-    params = filters.model_dump(exclude={"cursor"}) | {"before": _before(filters.cursor)}
-    return [_row(row) for row in (yield Statement(NEWEST, params))]
+    most = request.app.state.settings.max_page
+    limit = min(USUAL_PAGE, most) if filters.limit is None else filters.limit
+    if limit > most:
+        raise Refused("invalid_request", f"limit is {limit}: a page has {most} jobs at most")
+    given = filters.model_dump(exclude={"cursor", "limit"})
+    # One more than the page has, to know whether another follows.
+    found = await database(request).run(newest(**given, before=_before(filters.cursor), limit=limit + 1))
+    jobs = found[:limit]
+    return Json({"jobs": [shown(job) for job in jobs], "next": _cursor(jobs[-1].id) if found[limit:] else None})
 
 
 def _cursor(last: int) -> str:
@@ -137,7 +132,7 @@ def _before(cursor: str | None) -> int:
     raise Refused("invalid_request", "cursor is not one that this API gave out: start without it")
 
 
-@router.get("/{job_id}", response_model=ShownJob, responses=problems("job_not_found"))
+@router.get("/{job_id:job}", response_model=ShownJob, responses=problems("job_not_found"))
 async def get_one(request: Request, job_id: JobId) -> Response:
     """One job."""
     return Json(shown(await database(request).run(get(job_id))))
@@ -146,7 +141,7 @@ async def get_one(request: Request, job_id: JobId) -> Response:
 # -- change ----------------------------------------------------------------------------------------------------
 
 
-@router.post("/{job_id}/retry", response_model=ShownJob, responses=problems("job_not_found", "wrong_status"))
+@router.post("/{job_id:job}/retry", response_model=ShownJob, responses=problems("job_not_found", "wrong_status"))
 async def retry_one(request: Request, job_id: JobId) -> Response:
     """Give a failed or cancelled job fresh attempts, due now. Not held back by the bound of pushes."""
     changed, job = await database(request).run(_then_get(retry(job_id), job_id))
@@ -155,7 +150,7 @@ async def retry_one(request: Request, job_id: JobId) -> Response:
     return Json(shown(job))
 
 
-@router.post("/{job_id}/cancel", response_model=ShownJob, responses=problems("job_not_found", "wrong_status"))
+@router.post("/{job_id:job}/cancel", response_model=ShownJob, responses=problems("job_not_found", "wrong_status"))
 async def cancel_one(request: Request, job_id: JobId) -> Response:
     """Cancel a job that has not ended; a running attempt learns of it at its next heartbeat. Safe to repeat."""
     return _cancelled(*await database(request).run(_then_get(cancel(job_id), job_id)))

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from .problems import MEDIA_TYPE, PROBLEMS, Problem
+from .settings import Settings
 
 # What any operation may answer that reaches the database, and any that is closed.
 DATABASE: Final = (
@@ -19,10 +20,14 @@ DATABASE: Final = (
 CLOSED: Final = ("unauthorized", "read_only_token", "foreign_host", "foreign_origin")
 ABOUT = """Push jobs into PostgreSQL, look at them, retry and cancel them.
 
-Every error is a problem document with one of these codes:
+<details>
+<summary>Every error is a problem document with one of these codes</summary>
 
 | code | status | meaning | what to do |
 |---|---|---|---|
+{rows}
+
+</details>
 """
 
 
@@ -40,33 +45,35 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-def describe(app: FastAPI, *, with_tokens: bool, open_paths: Sequence[re.Pattern[str]]) -> None:
+def describe(app: FastAPI, settings: Settings, open_paths: Sequence[re.Pattern[str]]) -> None:
     """Make `app.openapi` give the whole document; it is built once."""
     document: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
         if not document:
-            table = "\n".join(
+            rows = "\n".join(
                 f'| <a id="{code}"></a>`{code}` | {kind.status} | {kind.title} | {kind.advice} |'
                 for code, kind in PROBLEMS.items()
             )
-            document.update(
-                get_openapi(title=app.title, version=app.version, description=ABOUT + table, routes=app.routes)
-            )
-            _complete(document, with_tokens, open_paths)
+            about = ABOUT.format(rows=rows)
+            document.update(get_openapi(title=app.title, version=app.version, description=about, routes=app.routes))
+            _complete(document, settings, open_paths)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # how FastAPI wants it to be extended
 
 
-def _complete(document: dict[str, Any], with_tokens: bool, open_paths: Sequence[re.Pattern[str]]) -> None:
+def _complete(document: dict[str, Any], settings: Settings, open_paths: Sequence[re.Pattern[str]]) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
     model = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= model.pop("$defs")
     schemas["Problem"] = model
-    if with_tokens:
+    for parameter in document["paths"]["/api/v1/queue/jobs"]["get"]["parameters"]:
+        if parameter["name"] == "limit":
+            parameter["schema"] = {"type": "integer", "minimum": 1, "maximum": settings.max_page}
+    if settings.tokens:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, methods in document["paths"].items():
         for operation in methods.values():
@@ -76,5 +83,5 @@ def _complete(document: dict[str, Any], with_tokens: bool, open_paths: Sequence[
             codes = DATABASE if is_open else DATABASE + CLOSED
             for status, response in problems(*codes).items():
                 responses.setdefault(str(status), response)
-            if with_tokens and not is_open:
+            if settings.tokens and not is_open:
                 operation["security"] = [{"token": []}]

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import traceback
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -18,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from pgqueue_ref.core import (
     ConnectionLimit,
@@ -48,8 +50,8 @@ class Kind(NamedTuple):
 
 PROBLEMS: Final[dict[str, Kind]] = {
     "invalid_request": Kind(422, "The request is not valid", "correct what `errors` names"),
-    "invalid_job": Kind(422, "The queue refuses a value", "the server refused a value of the request"),
-    "body_too_large": Kind(413, "The body is too large", "keep it under 1 MiB: push fewer jobs, or a reference"),
+    "invalid_job": Kind(422, "The queue refuses a value", "correct the value"),
+    "body_too_large": Kind(413, "The body is too large", "push fewer jobs at once, or a reference to what is large"),
     "unauthorized": Kind(401, "A token is needed", "send `Authorization: Bearer SECRET` with a token of this server"),
     "read_only_token": Kind(403, "The token may only read", "use a token with the scope write"),
     "foreign_host": Kind(403, "Not the address of this server",
@@ -126,8 +128,9 @@ def problem(
     return Response(json.dumps(document), kind.status, headers, MEDIA_TYPE)
 
 
-def handle_errors(app: FastAPI) -> None:
+def handle_errors(app: FastAPI, routes: Sequence[Route]) -> None:
     """Answer every exception with a problem document. What is not named here ends in `gate` as `internal_error`."""
+    app.state.routes = routes
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _of_framework)
     app.add_exception_handler(QueueError, _of_queue)
@@ -149,10 +152,21 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _of_framework(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 413:
+        return too_large(request.app.state.settings.max_body)
     headers = getattr(error, "headers", None)
+    if status == 405:
+        headers = {"Allow": _allowed(request)}
     # 400 is how FastAPI says that it could not read the JSON: nested too deep, not UTF-8, a number of 5,000 digits.
     detail = "the body is not JSON that can be read" if status == 400 else ""
     return problem(BY_STATUS.get(status, "internal_error"), detail, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """The path's methods; those in Starlette's own header are of one of its routes."""
+    matching = [route for route in request.app.state.routes if route.path_regex.match(request.url.path)]
+    allowed = {method for route in matching for method in route.methods or ()}
+    return ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -170,6 +184,11 @@ async def _of_queue(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     own_words = PROBLEMS[code].status < 500 and not isinstance(error.__cause__, psycopg.Error)
     return problem(code, str(error) if own_words else "", headers=headers)
+
+
+def too_large(most: int) -> Response:
+    """The answer to a body of more than `most` bytes."""
+    return problem("body_too_large", f"a body has {most:,} bytes at most: {PROBLEMS['body_too_large'].advice}")
 
 
 def internal(error: BaseException) -> Response:

@@ -10,22 +10,22 @@ from pgqueue_ref.core.jobs import MAX_NAME
 from pgqueue_ref.core.operations import pause, resume
 from pgqueue_ref.ops.overview import overview
 
+from . import paths  # noqa: F401 - registers the convertors
 from .jobs import database
 from .shapes import Json, PausedQueue, ShownOverview
 
 router = APIRouter(prefix="/api/v1/queue", tags=["queues"])
-# A path of its own, not a segment: a queue's name may have slashes in it.
 QueueName = Annotated[str, Path(min_length=1, max_length=MAX_NAME)]
 
 
-@router.post("/queues/{name:path}/pause", response_model=PausedQueue)
+@router.post("/queues/{name:queue}/pause", response_model=PausedQueue)
 async def pause_queue(request: Request, name: QueueName) -> Response:
     """Stop claims from a queue, for every worker; running attempts go on. Safe to repeat."""
     changed = await database(request).run(pause(name))
     return Json({"queue": name, "paused": True, "changed": changed})
 
 
-@router.post("/queues/{name:path}/resume", response_model=PausedQueue)
+@router.post("/queues/{name:queue}/resume", response_model=PausedQueue)
 async def resume_queue(request: Request, name: QueueName) -> Response:
     """Undo `pause`. Safe to repeat."""
     changed = await database(request).run(resume(name))

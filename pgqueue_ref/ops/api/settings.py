@@ -10,10 +10,13 @@ from typing import Final, Literal
 
 from pgqueue_ref.core import QueueError
 
-MAX_BODY: Final = 1_048_576  # bytes; a job that needs more should carry a reference, not the thing
 MIN_SECRET: Final = 16  # characters
 
 Scope = Literal["read", "write"]
+
+
+class NotAllowed(QueueError):  # noqa: N818
+    """A setting that the API will not serve with: wrong usage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,9 @@ class Settings:
     """How the API reaches the database and whom it lets in. The DSN and the schema are the environment's.
 
     `max_in_flight` bounds the jobs of a queue that are not terminal. The pool lends `pool_size` connections, and
-    `max_overflow` more under load, each within `pool_timeout` seconds or not at all. Without `tokens` everybody is let
-    in, so the server binds to loopback only.
+    `max_overflow` more under load, each within `pool_timeout` seconds or not at all. A request's body has `max_body`
+    bytes at most (a job that needs more should carry a reference, not the thing), a page of a list `max_page` jobs.
+    Without `tokens` everybody is let in, so the server binds to loopback only.
     """
 
     tokens: tuple[Token, ...] = ()
@@ -39,6 +43,8 @@ class Settings:
     pool_size: int = 5
     max_overflow: int = 5
     pool_timeout: float = 5.0
+    max_body: int = 1_048_576
+    max_page: int = 200
 
 
 def parse_tokens(text: str) -> tuple[Token, ...]:
@@ -47,17 +53,17 @@ def parse_tokens(text: str) -> tuple[Token, ...]:
     for number, entry in enumerate(filter(None, (part.strip() for part in text.split(","))), start=1):
         match = re.fullmatch(r"([\w.-]{1,60}):(read|write):([!-~]+)", entry, re.ASCII)
         if match is None:
-            raise QueueError(
+            raise NotAllowed(
                 f"PGQUEUE_API_TOKEN: entry {number} is not name:read:secret or name:write:secret, comma between entries"
             )
         name, scope, secret = match.groups()
         if len(secret) < MIN_SECRET:
-            raise QueueError(f"PGQUEUE_API_TOKEN: the secret of {name!r} is shorter than {MIN_SECRET} characters")
+            raise NotAllowed(f"PGQUEUE_API_TOKEN: the secret of {name!r} is shorter than {MIN_SECRET} characters")
         tokens.append(Token(name, "read" if scope == "read" else "write", _digest(secret.encode())))
     if len({token.name for token in tokens}) < len(tokens) or len({token.digest for token in tokens}) < len(tokens):
-        raise QueueError("PGQUEUE_API_TOKEN: two entries have the same name or secret")
+        raise NotAllowed("PGQUEUE_API_TOKEN: two entries have the same name or secret")
     if text.strip() and not tokens:
-        raise QueueError("PGQUEUE_API_TOKEN has no entry: write name:write:secret, or unset it")
+        raise NotAllowed("PGQUEUE_API_TOKEN has no entry: write name:write:secret, or unset it")
     return tuple(tokens)
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
-from fastapi import Response
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from pgqueue_ref.core import JobRow, NewJob, Pushed, Status
 from pgqueue_ref.core.jobs import MAX_KEY, MAX_NAME, MAX_SECONDS
 
 MAX_BATCH: Final = 1000
-MAX_PAGE: Final = 200
 MAX_INT: Final = 2_147_483_647
 MAX_ID: Final = 2**63 - 1
 RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -52,6 +52,29 @@ class Json(Response):
     def render(self, content: Any) -> bytes:
         """The body."""
         return json_text(content)
+
+
+class Utf8Request(Request):
+    """A request whose JSON is UTF-8, as RFC 8259 wants it. From bytes json.loads takes UTF-16 as well, and in UTF-8
+    surrogates.
+    """
+
+    async def json(self) -> Any:
+        """The body, decoded."""
+        return json.loads((await self.body()).decode())
+
+
+class Utf8Route(APIRoute):
+    """A route that reads its body so."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, as FastAPI asks for it."""
+        handler = super().get_route_handler()
+
+        async def utf8(request: Request) -> Response:
+            return await handler(Utf8Request(request.scope, request.receive))
+
+        return utf8
 
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME, description="1 to 255 bytes of UTF-8, without NUL")]
