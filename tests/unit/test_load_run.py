@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from loads import SMALL_SLO, Load, wait_for_line
+from psycopg.conninfo import conninfo_to_dict
 
 from pgqueue_ref.core import DatabaseUnavailable
 from pgqueue_ref.harness.run import Live, LoadRun, Settings
@@ -50,6 +51,10 @@ def test_a_sound_run_passes_and_leaves_its_directory_and_nothing_else(load: Load
     manifest = json.loads((directory / "manifest.json").read_text())
     assert manifest["server"]["settings"]["fsync"] in ("on", "off")
     assert manifest["trace"]["kinds"] == {"mail": 75, "thumbnail": 75}
+    password = str(conninfo_to_dict(load.database)["password"]).encode()
+    written = [file for file in directory.rglob("*") if file.is_file()]
+    assert [file.name for file in written if password in file.read_bytes()] == []
+    assert password.decode() not in output
     assert "Thanks to Ada" in (directory / "report.html").read_text()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert {figure["name"] for figure in summary["figures"]} >= {"steady.ledger.lost"}

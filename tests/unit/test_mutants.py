@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -27,3 +28,11 @@ def test_a_mutant_takes_away_what_is_there_and_leaves_code(safeguard: Safeguard)
 
 def test_names_are_unique() -> None:
     assert len({safeguard.name for safeguard in SAFEGUARDS}) == len(SAFEGUARDS)
+
+
+def test_every_test_that_the_guarantees_name_exists() -> None:
+    text = (TESTS.parent / "docs" / "guarantees.md").read_text()
+    named = re.findall(r"`((?:\w+/)+test_\w+\.py)(?:::(test_\w+))?`", text)
+    assert len(named) > 20
+    for path, name in named:
+        assert not name or f"def {name}(" in (TESTS / path).read_text(), f"{path}::{name}"
