@@ -3,4 +3,14 @@
 A module of its own for each group, on the app and the helpers of `ops.app`; a new one needs a line here.
 """
 
-from . import batches, capacity, doctor, jobs, look, queues, schema, workers  # noqa: F401 - registered by being imported
+from . import (  # noqa: F401 - registered by being imported
+    batches,
+    capacity,
+    doctor,
+    jobs,
+    look,
+    queues,
+    schema,
+    serving,
+    workers,
+)
