@@ -1,20 +1,32 @@
-"""What the tests of the command line share: a command run in this process, and rows as they may stand in the table."""
+"""What tests of the command line, the API and its page share: a command run in this process, rows as they may stand in the
+table, the API served for real, a browser."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from browsing import DESK
+from playwright.sync_api import Browser, Page, sync_playwright
 
+from pgqueue_ref.ops.api import Settings, create_app
+from pgqueue_ref.ops.api import serve as serving
+from pgqueue_ref.ops.api.settings import parse_tokens
 from pgqueue_ref.ops.app import run
 
 PAST = datetime(2001, 1, 1, tzinfo=UTC)
 SETTINGS = ("PGQUEUE_DATABASE_URL", "PGQUEUE_SCHEMA", "PGQUEUE_STATEMENT_TIMEOUT_MS", "PGQUEUE_MAX_IN_FLIGHT_JOBS")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 class Done(NamedTuple):
@@ -92,3 +104,71 @@ def put(db: psycopg.Connection[Any]) -> Callable[..., int]:
 def statuses(db: psycopg.Connection[Any]) -> Callable[[], dict[int, str]]:
     """The status of every job by id."""
     return lambda: dict(db.execute("SELECT id, status FROM pgqueue_jobs ORDER BY id").fetchall())
+
+
+# -- the API ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serve(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """`serve(tokens, dsn=..., **settings)`: the API on the test's database or another, on a free port; its address."""
+    running = []
+
+    def serve(tokens: str = "", *, dsn: str = database, **settings: Any) -> str:
+        monkeypatch.setenv("PGQUEUE_DATABASE_URL", dsn)
+        sockets = serving.bind("127.0.0.1", 0, with_tokens=bool(tokens))
+        server = serving.server(create_app(Settings(parse_tokens(tokens), **settings)))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": sockets})
+        thread.start()  # the socket listens already: requests wait for it
+        running.append((server, thread, sockets))
+        return serving.url(sockets)
+
+    yield serve
+    for server, thread, sockets in running:
+        server.should_exit = True
+        thread.join(30)
+        serving.close(sockets)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("needs a browser: apt-get install chromium (Debian's package)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """`visit(address)`: a page there in a new profile. The test fails when it logs an error, but for those that the
+    pattern `faults` expects, or asks another origin for anything.
+    """
+    contexts, complaints = [], []
+
+    def visit(address: str, *, faults: str = "", scheme: str = "light", **options: Any) -> Page:
+        options.setdefault("viewport", DESK)
+        context = browser.new_context(color_scheme=scheme, reduced_motion="reduce", **options)
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+        page = context.new_page()
+        origin = re.match(r"\w+://[^/]+", address)[0]
+
+        def console(message: Any) -> None:
+            if message.type in ("error", "warning") and not (faults and re.search(faults, message.text)):
+                complaints.append(f"{message.type}: {message.text}")
+
+        page.on("console", console)
+        page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
+        page.on(
+            "request", lambda request: request.url.startswith((f"{origin}/", "data:")) or complaints.append(request.url)
+        )
+        page.goto(address)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []

@@ -1,105 +1,34 @@
 """The page for people, in a real Chromium, on the real API and a real database.
 
 Each test opens pages in a fresh browser profile and fails when a page logs an error or asks another origin for
-anything. What a test waits for is what a reader would see. Set PGQUEUE_TEST_PICTURES to a directory for screenshots.
+anything. What a test waits for is what a reader would see.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from browsing import PHONE, picture
+from playwright.sync_api import Page, Route, expect
 
 from pgqueue_ref.core import Queue, Want
-from pgqueue_ref.ops.api import Settings, create_app
-from pgqueue_ref.ops.api import serve as serving
-from pgqueue_ref.ops.api.settings import parse_tokens
 from pgqueue_ref.ops.page.routes import CSP
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium (Debian's package)")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
 READ, WRITE = "read-secret-0123456789", "write-secret-0123456789"
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script></td>\u202e&amp;"
-PHONE = {"width": 390, "height": 844}
-DESK = {"width": 1200, "height": 900}
 
 Serve = Callable[..., str]
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def serve(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """`serve(tokens)`: the API on the test's database, on a free port; returns its address."""
-    monkeypatch.setenv("PGQUEUE_DATABASE_URL", database)
-    running = []
-
-    def serve(tokens: str = "") -> str:
-        settings = Settings(tokens=parse_tokens(tokens))
-        sockets = serving.bind("127.0.0.1", 0, with_tokens=bool(tokens))
-        server = serving.server(create_app(settings))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": sockets})
-        thread.start()  # the socket listens already: requests wait for it
-        running.append((server, thread, sockets))
-        return serving.url(sockets)
-
-    yield serve
-    for server, thread, sockets in running:
-        server.should_exit = True
-        thread.join(30)
-        serving.close(sockets)
 
 
 @pytest.fixture
 def queue(database: str) -> Iterator[Queue]:
     with Queue.connect(database) as queue:
         yield queue
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Open]:
-    """`visit(address)`: a page there in a new profile; `faults` are console messages the test expects, as a pattern."""
-    contexts, complaints = [], []
-
-    def visit(address: str, *, faults: str = "", scheme: str = "light", **options: Any) -> Page:
-        options.setdefault("viewport", DESK)
-        context = browser.new_context(color_scheme=scheme, reduced_motion="reduce", **options)
-        context.set_default_timeout(20_000)
-        contexts.append(context)
-        page = context.new_page()
-        origin = re.match(r"\w+://[^/]+", address)[0]
-
-        def console(message: Any) -> None:
-            if message.type in ("error", "warning") and not (faults and re.search(faults, message.text)):
-                complaints.append(f"{message.type}: {message.text}")
-
-        page.on("console", console)
-        page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
-        page.on("request", lambda request: request.url.startswith(f"{origin}/") or complaints.append(request.url))
-        page.goto(address)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert complaints == []
 
 
 def end(queue: Queue, kind: str, error: str | None = None, *, name: str = "default") -> int:
@@ -134,11 +63,6 @@ def cell(page: Page, queue: str, kind: str, column: str) -> Any:
 
 def api_calls(page: Page) -> re.Pattern[str]:
     return re.compile(r"/api/v1/queue/")
-
-
-def picture(page: Page, name: str) -> None:
-    if directory := os.environ.get("PGQUEUE_TEST_PICTURES"):
-        page.screenshot(path=Path(directory) / f"{name}.png", full_page=True)
 
 
 # -- looking -----------------------------------------------------------------------------------------------------
@@ -409,6 +333,16 @@ def test_old_data_are_called_old_and_come_back(serve: Serve, visit: Open, queue:
     expect(page.get_by_role("listitem")).to_have_count(2)
     expect(trouble).to_be_empty()
     expect(page.get_by_role("status")).to_contain_text("The API answers again.")
+
+
+def test_the_type_of_a_problem_leads_to_its_code_in_the_docs(serve: Serve, visit: Open) -> None:
+    base = serve()
+    page = visit(base + "/docs")
+    expect(page.get_by_text("The queue is full")).to_be_hidden()
+    kind = page.request.get(base + "/nothing").json()["type"]
+    page = visit(base + kind)
+    expect(page.locator(f"[id='{kind.partition('#')[2]}']")).to_be_attached()
+    expect(page.get_by_text("There is nothing at this path")).to_be_in_viewport()
 
 
 # -- looks -------------------------------------------------------------------------------------------------------

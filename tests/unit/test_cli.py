@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {  # DESIGN: each with an option of the same name
     "PGQUEUE_DATABASE_URL", "PGQUEUE_SCHEMA", "PGQUEUE_STATEMENT_TIMEOUT_MS", "PGQUEUE_MAX_IN_FLIGHT_JOBS",
     "PGQUEUE_MAX_CONCURRENT_JOBS", "PGQUEUE_WORKER_QUEUES", "PGQUEUE_POLL_INTERVAL",
+    "PGQUEUE_API_HOST", "PGQUEUE_API_PORT", "PGQUEUE_API_POOL_SIZE", "PGQUEUE_API_MAX_OVERFLOW",
+    "PGQUEUE_API_POOL_TIMEOUT", "PGQUEUE_API_MAX_BODY", "PGQUEUE_API_MAX_PAGE",
 }  # fmt: skip
 APP = """
 from pgqueue_ref.worker import Kinds
@@ -85,7 +87,8 @@ def test_every_setting_has_an_option_of_the_same_name() -> None:
         for parameter in command.params:
             if variable := parameter.envvar:
                 found.add(variable)
-                assert "--" + variable.removeprefix("PGQUEUE_").lower().replace("_", "-") in parameter.opts
+                name = variable.removeprefix("PGQUEUE_").removeprefix("API_")
+                assert "--" + name.lower().replace("_", "-") in parameter.opts
     assert found == SETTINGS
 
 

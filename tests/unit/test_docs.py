@@ -4,7 +4,7 @@ the command line's pages show is run by tests/ops/test_operator_docs.py.)
 Convention: every ```python and shell block of the guides (the README, the pages of the extensions) is run, but for one
 that an HTML comment precedes: `<!-- not run: reason -->`. Python blocks get a fresh database with the schema, as
 PGQUEUE_DATABASE_URL. Of shell blocks the commands of this package and Alembic run, against an empty database, and for
-the others (pip, nox, locust, a worker that would not end) names are checked.
+the others (pip, nox, locust, servers and workers that would not end) names are checked.
 """
 
 import os
@@ -25,6 +25,7 @@ GUIDES = [README, *sorted(ROOT.glob("docs/extensions/*.md"))]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     ROOT.glob("docs/**/*.md")
 )
+ENDLESS = {"worker", "api", "dev"}
 SHELL = {"", "sh", "bash", "shell", "console"}
 
 
@@ -35,7 +36,7 @@ def is_cheap(command: str) -> bool:
     if not re.match(r"(\w+=\S+ )*(pgqueue-ref|alembic|python -m pgqueue_ref[\w.]*)( |$)", command):
         return False
     words = shlex.split(command, comments=True)
-    return "|" not in words and ("worker" not in words or "--once" in words)
+    return "|" not in words and ("--once" in words or not ENDLESS & set(words))
 
 
 def guide_blocks() -> list[Block]:
