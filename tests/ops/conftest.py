@@ -1,5 +1,5 @@
-"""What tests of the command line, the API and its page share: a command run in this process, rows as they may stand in the
-table, the API served for real, a browser."""
+"""What tests of the command line, the API and its page share: a command run in this process, rows as they may stand in
+the table, the API served for real, a browser."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ GUIDES = [README, *sorted(ROOT.glob("docs/extensions/*.md"))]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     ROOT.glob("docs/**/*.md")
 )
-ENDLESS = {"worker", "api", "dev"}
+ENDLESS = {"worker", "api", "dev", "watch"}
 SHELL = {"", "sh", "bash", "shell", "console"}
 
 
