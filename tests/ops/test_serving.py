@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -246,6 +247,18 @@ def test_dev_runs_your_own_handlers_on_your_own_server(database: str, tmp_path: 
         assert process.wait(60) == 0
 
 
+def test_dev_that_is_ended_before_it_serves_leaves_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with tempfile.TemporaryDirectory() as place:  # not tmp_path, which no account but this one reaches
+        Path(place).chmod(0o755)
+        with running(log, "dev", "--port", "0", TMPDIR=place) as process:
+            until(lambda: list(Path(place).glob("pgq-*/data/*")) or process.poll(), "the server is being made")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 130
+        assert list(Path(place).iterdir()) == []
+    assert "Traceback" not in log.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -264,10 +277,6 @@ def test_dev_without_the_extra_load_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pgqueue_ref.harness.binaries._wheel_places", lambda *_: [])
-    terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        assert cli(["dev", "--port", "0"]) == 1
-    finally:
-        signal.signal(signal.SIGTERM, terminate)
+    assert cli(["dev", "--port", "0"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install 'pgqueue-ref[load]'" in line

@@ -108,17 +108,13 @@ def dev(
     _log()
     log.setLevel(logging.WARNING)  # the page asks for news every few seconds
     kinds = load(application)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever ends this, it ends what it started
-    try:
-        with _listening(host, port) as (tokens, sockets), _provisioned(postgres) as database:
-            migrate()
-            worker = Worker(kinds, grace=PATIENCE)
-            names = ", ".join(kind.name for kind in worker.kinds)
-            welcome = WELCOME.format(here=url(sockets), kinds=names, queues=", ".join(worker.queues), database=database)
-            serving = server(create_app(Settings(tokens, max_in_flight_jobs)))
-            asyncio.run(_together(serving, sockets, worker, welcome))
-    except KeyboardInterrupt:  # before it served
-        raise typer.Exit(130) from None
+    with _ended_whole(), _listening(host, port) as (tokens, sockets), _provisioned(postgres) as database:
+        migrate()
+        worker = Worker(kinds, grace=PATIENCE)
+        names = ", ".join(kind.name for kind in worker.kinds)
+        welcome = WELCOME.format(here=url(sockets), kinds=names, queues=", ".join(worker.queues), database=database)
+        serving = server(create_app(Settings(tokens, max_in_flight_jobs)))
+        asyncio.run(_together(serving, sockets, worker, welcome))
 
 
 WELCOME = """
@@ -154,7 +150,20 @@ def _log() -> None:
     from pgqueue_ref.worker.serve import FORMAT
 
     logging.basicConfig(format=FORMAT, level=logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for talkative in ("uvicorn", "alembic"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+
+
+@contextmanager
+def _ended_whole() -> Iterator[None]:
+    """Whoever ends this, with whatever signal, before it serves: what was started is ended as well."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
