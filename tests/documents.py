@@ -2,7 +2,8 @@
 
 A fenced block that an HTML comment precedes, `<!-- not run: reason -->`, is excused. In a `console` block a line that
 begins with `$ ` is a command, and what follows is what it prints; `# exit code 1` behind a command is how it ends, and
-what stands behind `[y/N]: ` is typed. Figures may differ (see `same`).
+what stands behind `[y/N]: ` is typed. A line `...` stands for whatever is printed there, and figures may differ (see
+`same`).
 """
 
 from __future__ import annotations
@@ -81,11 +82,13 @@ def anchor(heading: str) -> str:
 
 
 def same(documented: str, printed: str) -> bool:
-    """Whether the two differ in nothing but figures and blanks. JSON is compared as such, however it is laid out."""
+    """Whether the two differ in nothing but figures, blanks and what a line `...` leaves out. JSON is compared as such,
+    however it is laid out."""
     try:
         return _plain(json.loads(documented)) == _plain(json.loads(printed))
     except ValueError:
-        return _words(documented) == _words(printed)
+        parts = [" ".join(_words(part)) for part in re.split(r"^\.\.\.$", documented, flags=re.MULTILINE)]
+        return bool(re.fullmatch(".*".join(map(re.escape, parts)), " ".join(_words(printed))))
 
 
 def _words(text: str) -> list[str]:

@@ -352,8 +352,8 @@ def leases() -> Operation[Finding]:
     lost = sorted((since, id_) for id_, _, since in rows if since is not None and since > RESCUE_PATIENCE)
     if lost:
         since, first = lost[-1]
-        reason = f"job {first} and others: leases ended up to {span(since)} ago, and no worker takes the jobs back"
-        fix = f"start a worker (any queue: each rescues all), or look at its log; {_RUNBOOK}stuck-jobs"
+        reason = f"the lease of job {first} ended {span(since)} ago, and no worker takes such jobs back"
+        fix = f"start a worker (any queue: each rescues all), or pgqueue-ref reset-stuck; {_RUNBOOK}stuck-jobs"
         return Finding("leases", "FAIL", f"{len(lost)} expired", reason, fix)
     return Finding("leases", "OK", "none expired", "every running job has a worker, or is taken back in time")
 
@@ -385,7 +385,7 @@ def failed() -> Operation[Finding]:
     value = f"{recent:,} in 10 min, {before:,} in the hour before"
     if recent >= FAILED_BURST and recent > 2 * before / 6:
         reason = "more jobs end failed than before: a dependency is down, or a release broke a handler"
-        fix = f"read their errors (pgqueue-ref list --status failed), mend it, retry them; {_RUNBOOK}failures-repeating"
+        fix = f"read their errors (pgqueue-ref failed), mend it, pgqueue-ref retry-all; {_RUNBOOK}failures-repeating"
         return Finding("failed", "WARN", value, reason, fix)
     return Finding("failed", "OK", value, "no more than usual")
 

@@ -10,13 +10,16 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 from browsing import DESK
+from playing import Player
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from pgqueue_ref.ops import doctor
 from pgqueue_ref.ops.api import Settings, create_app
 from pgqueue_ref.ops.api import serve as serving
 from pgqueue_ref.ops.api.settings import parse_tokens
@@ -104,6 +107,20 @@ def put(db: psycopg.Connection[Any]) -> Callable[..., int]:
 def statuses(db: psycopg.Connection[Any]) -> Callable[[], dict[int, str]]:
     """The status of every job by id."""
     return lambda: dict(db.execute("SELECT id, status FROM pgqueue_jobs ORDER BY id").fetchall())
+
+
+@pytest.fixture
+def play(
+    cli: Callable[..., Done],
+    database: str,
+    db: psycopg.Connection[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Player:
+    """Plays what a document shows on the test's database."""
+    monkeypatch.setenv("PGTZ", "UTC")
+    monkeypatch.setattr(doctor, "LOOK_SECONDS", 0.0)
+    return Player(cli, database, db, tmp_path)
 
 
 # -- the API ---------------------------------------------------------------------------------------------------

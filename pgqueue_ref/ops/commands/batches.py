@@ -165,7 +165,8 @@ def reset_stuck(
         lost, held = run(connection, op.stuck(older_than))
         found = Words("", "", "job", " whose lease ran out").jobs(lost)
         if held:
-            found += f" and {held:,} that a worker still holds"
+            others = Words("", "", "job", " that workers still hold").jobs(held)
+            found = f"{found} and {others}" if lost else others
         result: dict[str, Any] = {"lost": lost, "held": held, "dry_run": dry_run}
         if lost + held and not dry_run:
             confirm(f"Take back {found}?", yes=yes)

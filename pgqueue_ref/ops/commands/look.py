@@ -130,7 +130,7 @@ def show(
         _section("metadata", json_text(job.metadata))
     if job.errors:
         _section("errors, oldest first", "\n".join(job.errors))
-    _section("timeline", "\n".join(f"{cell(m.at)}  {m.event:<10} {m.detail}".rstrip() for m in moments))
+    _section("timeline", "\n".join(f"{cell(m.at)}  {m.event:<10}  {m.detail}".rstrip() for m in moments))
 
 
 def _section(title: str, content: str) -> None:
