@@ -134,11 +134,11 @@ def validate(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Run at each factor, so often; a document for each run, to be appended to the plan."""
     documents = []
-    for factor in FACTORS:
+    for place, factor in enumerate(FACTORS):
         faster = shape._replace(rate=shape.rate * factor)
         predicted = predict(faster, measured, seed=seed)
         for number in range(repeats):
-            directory, result = run(faster, postgres, seed=seed + number, runs=runs)
+            directory, result = run(faster, postgres, seed=seed + number + place * repeats, runs=runs)
             with (directory / "samples.csv").open(newline="", encoding="utf-8") as file:
                 compared = compare(predicted, result, list(csv.DictReader(file)), faster, measured)
             documents.append(
