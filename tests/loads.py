@@ -42,8 +42,8 @@ class Load:
         rows = [f"{n * 3 / jobs:.4f},{duration},{('mail', 'thumbnail')[n % 2]}" for n in range(jobs)]
         self.trace.write_text("# Thanks to Ada\nat,duration,kind\n" + "\n".join(rows) + "\n")
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
-        words = ["--headless", "--only-summary", "--postgres", self.database]
+    def start(self, *options: str, headless: bool = True) -> subprocess.Popen[str]:
+        words = [*(("--headless", "--only-summary") if headless else ()), "--postgres", self.database]
         words += ["--trace", str(self.trace), "--speedup", "1", "--slo", str(self.slo), "--set", "producers=4"]
         return self._locust(*words, "--runs", str(self.directory / "runs"), *options)
 

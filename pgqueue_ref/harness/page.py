@@ -1,7 +1,7 @@
 """What every HTML page of the harness is made of: one self-contained file in the style of report.css.
 
-No script, no network; readable in the reader's theme and at the width of a phone, where a wide table scrolls
-inside its box. Called by the report, the comparison and the index.
+No network; readable in the reader's theme and at the width of a phone, where a wide table scrolls inside its box.
+Called by the reports, the index and Locust's tab, which alone brings a script.
 """
 
 from __future__ import annotations

@@ -148,8 +148,8 @@ def _mark_legend(keyed: Sequence[tuple[str, Mark]]) -> str:
 
 def _when(mark: Mark) -> str:
     if mark.end is None or mark.end == mark.start:
-        return f"at {mark.start:.4g} s"
-    return f"{mark.start:.4g} to {mark.end:.4g} s"
+        return f"at {mark.start:,.1f} s"
+    return f"{mark.start:,.1f} to {mark.end:,.1f} s"
 
 
 def _mark_rows(keyed: Sequence[tuple[str, Mark]], x: Scale) -> tuple[list[tuple[int, str, Mark]], int]:

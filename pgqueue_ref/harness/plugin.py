@@ -23,11 +23,11 @@ from gevent import monkey
 from locust import events
 from locust.env import Environment
 from locust.html import get_html_report
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import STATE_SPAWNING, MasterRunner, WorkerRunner
 from locust.stats import PERCENTILES_TO_REPORT, StatsCSVFileWriter
 
 from pgqueue_ref.core import QueueError
-from pgqueue_ref.harness import faults, slo
+from pgqueue_ref.harness import faults, slo, webui
 from pgqueue_ref.harness.faults import FaultError
 from pgqueue_ref.harness.fleet import Fleet, FleetError, Generators, LoadWorker, Solo
 from pgqueue_ref.harness.generator import Generator
@@ -139,6 +139,8 @@ class Session:
         except Exception:  # noqa: BLE001  # Locust would end with 1, which says that requests failed
             traceback.print_exc()
             sys.exit(Exit.CRASH_OR_USAGE)
+        if environment.web_ui is not None:
+            webui.extend(environment.web_ui, self._options.web_base_path, lambda: self.run)
         # Headless, Locust installs its own handler only after the test; until then SIGTERM would leave
         # orphans.
         gevent.signal_handler(signal.SIGTERM, self._on_sigterm)
@@ -166,6 +168,9 @@ class Session:
         try:
             self.settings = settings_of(self._options, self.root)  # a scenario is played once
             self.run = LoadRun(self.settings, self._server, self._generators, say, self.tell)
+            if environment.web_ui is not None and environment.runner is not None:
+                # A page that finds it still ready would show its start form again, and look no more.
+                environment.runner.update_state(STATE_SPAWNING)
             self.run.prepare()
             writer = StatsCSVFileWriter(environment, PERCENTILES_TO_REPORT, str(self.run.directory / "locust"))
             self._csv = (writer, gevent.spawn(writer))

@@ -149,17 +149,22 @@ def _depth(samples: Sequence[Document]) -> list[Series]:
 
 
 def _connections(samples: Sequence[Document]) -> list[Series]:
-    """All, the limit, and those of the applications that have the most."""
-    peaks: Counter[str] = Counter()
+    """All, the limit, and those of the applications that have the most; `pgqueue_ref:claim` is of `pgqueue_ref`."""
+    by_application = []
     for row in samples:
-        peaks |= Counter(row.get("by_application") or {})
+        counts: Counter[str] = Counter()
+        for name, count in (row.get("by_application") or {}).items():
+            counts[name.partition(":")[0]] += count
+        by_application.append(counts)
+    peaks: Counter[str] = Counter()
+    for counts in by_application:
+        peaks |= counts
     times = [row["t"] for row in samples]
-    by_application = [
-        Series(name, times, [(row.get("by_application") or {}).get(name, 0) for row in samples])
-        for name, _ in peaks.most_common(STYLES - 2)
+    of_most = [
+        Series(name, times, [counts[name] for counts in by_application]) for name, _ in peaks.most_common(STYLES - 2)
     ]
     limit = sampled(samples, "connection_limit", "limit")
-    return [sampled(samples, "connections", "all", filled=True), limit, *by_application]
+    return [sampled(samples, "connections", "all", filled=True), limit, *of_most]
 
 
 def _extra_plot(plot: Document, marks: Sequence[Mark]) -> str:

@@ -112,6 +112,7 @@ class LoadRun:
         self.live: list[Live] = []
         self.workers: list[WorkerProcess] = []
         self.played = self.ended = False  # the scenario is through; it is through or has failed
+        self.abandoned = False
         began = datetime.datetime.now(datetime.UTC)
         self.id = f"{began:%Y%m%dT%H%M%S}-{self.scenario.name}"
         self.schema = f"pgqueue_load_{began:%Y%m%d_%H%M%S_%f}"
@@ -462,6 +463,7 @@ class LoadRun:
 
     def abandon(self) -> None:
         """End what runs, at once and without a verdict."""
+        self.abandoned = True
         self._done.set()
         for worker in self.workers:
             worker.kill()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -15,9 +14,9 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
-from browsing import DESK
+from browsing import DESK, chromium
 from playing import Player
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from pgqueue_ref.ops import doctor
 from pgqueue_ref.ops.api import Settings, create_app
@@ -27,9 +26,6 @@ from pgqueue_ref.ops.app import run
 
 PAST = datetime(2001, 1, 1, tzinfo=UTC)
 SETTINGS = ("PGQUEUE_DATABASE_URL", "PGQUEUE_SCHEMA", "PGQUEUE_STATEMENT_TIMEOUT_MS", "PGQUEUE_MAX_IN_FLIGHT_JOBS")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 class Done(NamedTuple):
@@ -150,12 +146,8 @@ def serve(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium."""
-    if CHROMIUM is None:
-        pytest.skip("needs a browser: apt-get install chromium (Debian's package)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

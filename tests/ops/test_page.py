@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from browsing import PHONE, picture
+from browsing import PHONE, STRUCTURE, looks, picture
 from playwright.sync_api import Page, Route, expect
 
 from pgqueue_ref.core import Queue, Want
@@ -360,50 +360,5 @@ def test_it_fits_a_phone_and_has_order(serve: Serve, visit: Open, queue: Queue) 
     for name, path in views.items():
         page = visit(base + path, viewport=PHONE)
         expect(page.locator("#freshness")).to_contain_text("as of")
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], name
-        faults = page.evaluate(FAULTS)
-        assert faults == [], name
-        for width, height, label in ((390, 844, "phone"), (1200, 900, "desk")):
-            page.set_viewport_size({"width": width, "height": height})
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, label)
-            for scheme in ("light", "dark"):
-                page.emulate_media(color_scheme=scheme)
-                picture(page, f"{name}-{label}-{scheme}")
-
-
-# What assistive technology needs of every view: one main heading and no level left out, a name for each control and
-# table, one main, a language; and contrast of text, which is computed for what is painted flat.
-FAULTS = r"""() => {
-  const faults = [];
-  const levels = [...document.querySelectorAll("main h1, main h2, main h3")].map((h) => Number(h.tagName[1]));
-  if (levels.filter((level) => level === 1).length !== 1 || levels[0] !== 1) faults.push(`headings ${levels}`);
-  levels.forEach((level, i) => i && level > levels[i - 1] + 1 && faults.push(`heading ${levels[i - 1]} then ${level}`));
-  const controls = "main :is(button, input, select, a[href]), header :is(button, input, a[href])";
-  for (const control of document.querySelectorAll(controls)) {
-    const label = control.getAttribute("aria-label") || control.labels?.[0]?.textContent || control.textContent;
-    if (!label.trim()) faults.push(`no name: ${control.outerHTML}`);
-  }
-  for (const table of document.querySelectorAll("table")) if (!table.caption) faults.push("a table without caption");
-  if (document.querySelectorAll("main").length !== 1 || !document.documentElement.lang) faults.push("landmarks");
-  const ids = [...document.querySelectorAll("[id]")].map((element) => element.id);
-  if (new Set(ids).size !== ids.length) faults.push("ids twice");
-  const light = (colour) => {
-    const linear = (c) => c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
-    const [r, g, b] = colour.match(/[\d.]+/g).map((part) => linear(part / 255));
-    return .2126 * r + .7152 * g + .0722 * b;
-  };
-  const ground = (element) => {
-    for (let one = element; one; one = one.parentElement) {
-      const colour = getComputedStyle(one).backgroundColor;
-      if (!/, 0\)$/.test(colour)) return colour;
-    }
-    return "rgb(255, 255, 255)";
-  };
-  for (const element of document.querySelectorAll("main *, header *")) {
-    if (![...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
-    const [a, b] = [light(getComputedStyle(element).color), light(ground(element))];
-    const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (contrast < 4.5) faults.push(`contrast ${contrast.toFixed(1)}: ${element.textContent.slice(0, 40)}`);
-  }
-  return faults;
-}"""
+        assert page.evaluate(STRUCTURE) == [], name
+        assert looks(page, name) == []

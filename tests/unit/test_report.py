@@ -18,7 +18,7 @@ SUMMARY = {"count": 9, "p50_ms": 5.0, "p90_ms": 8.0, "p95_ms": 9.0, "p99_ms": 12
 SAMPLE = {
     "t": 0.5, "pending": 3, "running": 1, "failed": 0, "dead_tuples": 7, "wal_bytes": 2**20, "connections": 4,
     "connection_limit": 97, "table_bytes": 2**20, "index_bytes": 2**19, "xmin_age": 5, "worker_rss_bytes": 2**27,
-    "machine_cpu_percent": 31.0, "by_application": {"loadtest producer": 3, "psql <x>": 1},
+    "machine_cpu_percent": 31.0, "by_application": {"w:claim": 2, "w:write": 2, "psql <x>": 3},
 }  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def test_what_was_not_measured_is_named_as_such() -> None:
 def test_connections_are_drawn_against_their_limit_and_by_application() -> None:
     (drawn,) = [plot for plot in plots_of(result()) if "<b>Connections against the limit</b>" in plot]
     names = re.findall(r"</svg>([^<]*)</li>", drawn)
-    assert names == ["all", "limit", "loadtest producer", "psql &lt;x&gt;"]
+    assert names == ["all", "limit", "w", "psql &lt;x&gt;"]  # the most first: 2 + 2 of w
 
 
 def test_an_older_result_without_the_limit_has_a_plot_too() -> None:
