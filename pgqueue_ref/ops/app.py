@@ -9,6 +9,8 @@ where the core, the migrations and the worker's processes read it.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import re
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     import psycopg
     from rich.console import RenderableType
     from rich.table import Table
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 refused by the queue, the database or whoever was asked; 2 wrong usage, also a command that"
@@ -107,12 +111,39 @@ StatementTimeout = Annotated[
         help="Milliseconds, 5000 unless given; 0 leaves the server's.",
     ),
 ]
+SETTINGS = {"database_url": DatabaseUrl, "schema": Schema, "statement_timeout_ms": StatementTimeout}
 # Where the help lists a command.
 LOOK, CHANGE, DEPLOY = "Look", "Change", "Deploy"
 
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts: JSON of the shape that docs/cli.md gives.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many rows it would change, and change none.")]
+
+
+def command(panel: str, name: str | None = None) -> Callable[[Function], Function]:
+    """Register a command of the queue, in this panel of the help: besides its own options it has those of `SETTINGS`,
+    which it need not know, because `_export` hands them on. (`app.command` registers one without.)
+    """
+
+    def register(function: Function) -> Function:
+        @functools.wraps(function)
+        def with_settings(**options: Any) -> Any:
+            return function(**{option: options[option] for option in own})
+
+        own = inspect.signature(function, eval_str=True).parameters
+        settings = [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for option, annotation in SETTINGS.items()
+        ]
+        shown = inspect.Signature([*own.values(), *settings])
+        with_settings.__signature__ = shown  # type: ignore[attr-defined]  # read by inspect
+        with_settings.__annotations__ = {
+            parameter.name: parameter.annotation for parameter in shown.parameters.values()
+        }
+        app.command(name, rich_help_panel=panel)(with_settings)
+        return function
+
+    return register
 
 
 def database() -> psycopg.Connection[tuple[Any, ...]]:

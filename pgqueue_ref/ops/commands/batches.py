@@ -19,13 +19,10 @@ from .. import operations as op
 from ..app import (
     CHANGE,
     AsJson,
-    DatabaseUrl,
     DryRun,
-    Schema,
-    StatementTimeout,
     Yes,
-    app,
     cell,
+    command,
     complain,
     confirm,
     database,
@@ -43,7 +40,7 @@ DAY = 86_400.0  # seconds
 # -- the commands ----------------------------------------------------------------------------------------------
 
 
-@app.command("retry-all", rich_help_panel=CHANGE)
+@command(CHANGE, "retry-all")
 def retry_all(
     queue: Queue = None,
     kind: Kind = None,
@@ -52,9 +49,6 @@ def retry_all(
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """Retry failed jobs: all, or those that the options choose.
 
@@ -76,7 +70,7 @@ def retry_all(
         _carry_out(words, go, yes=yes, dry_run=dry_run, as_json=as_json)
 
 
-@app.command(rich_help_panel=CHANGE)
+@command(CHANGE)
 def purge(
     days: Annotated[float, typer.Argument(metavar="DAYS", min=0, help="They ended longer ago than that.")],
     include_failed: Annotated[
@@ -85,9 +79,6 @@ def purge(
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """Delete jobs that ended more than DAYS ago.
 
@@ -113,15 +104,12 @@ def purge(
         _carry_out(words, go, yes=yes, dry_run=dry_run, as_json=as_json)
 
 
-@app.command(rich_help_panel=CHANGE)
+@command(CHANGE)
 def clear(
     queue: Name,
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """Cancel all pending jobs of a queue.
 
@@ -143,7 +131,7 @@ def clear(
         _carry_out(words, go, yes=yes, dry_run=dry_run, as_json=as_json)
 
 
-@app.command("reset-stuck", rich_help_panel=CHANGE)
+@command(CHANGE, "reset-stuck")
 def reset_stuck(
     older_than: Annotated[
         float | None,
@@ -152,9 +140,6 @@ def reset_stuck(
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> int:
     """Take running jobs back whose lease ran out.
 

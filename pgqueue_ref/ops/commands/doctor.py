@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..app import LOOK, AsJson, DatabaseUrl, Schema, StatementTimeout, app, print_json
+from ..app import LOOK, AsJson, command, print_json
 
 
-@app.command(rich_help_panel=LOOK)
+@command(LOOK)
 def doctor(
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if something is a WARN.")] = False,
@@ -22,9 +22,6 @@ def doctor(
     ] = 2.0,
     listen: Annotated[bool, typer.Option("--listen/--no-listen", help="As for the workers.")] = True,
     lease: Annotated[float, typer.Option(min=1.0, help="Seconds, as for the workers.")] = 60.0,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> int:
     """Say what is wrong, why, and what mends it.
 

@@ -15,13 +15,10 @@ from .. import operations as op
 from ..app import (
     CHANGE,
     AsJson,
-    DatabaseUrl,
     DryRun,
-    Schema,
-    StatementTimeout,
     WrongUsage,
     Yes,
-    app,
+    command,
     complain,
     confirm,
     database,
@@ -30,7 +27,7 @@ from ..app import (
 from .look import attempts
 
 
-@app.command(rich_help_panel=CHANGE)
+@command(CHANGE)
 def push(
     kind: str,
     payload: Annotated[str, typer.Option(metavar="JSON", help="What the handler is given.")] = "null",
@@ -41,9 +38,6 @@ def push(
     max_in_flight_jobs: Annotated[
         int | None, typer.Option(envvar="PGQUEUE_MAX_IN_FLIGHT_JOBS", help="Refuse when the queue holds that many.")
     ] = None,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """Put one job in a queue.
 
@@ -62,14 +56,11 @@ def _decode(payload: str) -> Any:
         raise InvalidJob(f"--payload is not JSON: {error}; write it like '{{\"photo\": 7}}'") from None
 
 
-@app.command(rich_help_panel=CHANGE)
+@command(CHANGE)
 def retry(
     job_ids: Annotated[list[int], typer.Argument(metavar="ID...", min=1)],
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> int:
     """Retry failed or cancelled jobs.
 
@@ -102,7 +93,7 @@ def retry(
     return 1 if refused else 0
 
 
-@app.command(rich_help_panel=CHANGE)
+@command(CHANGE)
 def cancel(
     job_id: Annotated[int | None, typer.Argument(metavar="ID", min=1)] = None,
     kind: Annotated[str | None, typer.Option(help="Instead of the id, with --key.")] = None,
@@ -110,9 +101,6 @@ def cancel(
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> int:
     """Cancel a job that has not ended.
 

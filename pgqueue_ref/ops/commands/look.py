@@ -14,12 +14,9 @@ from .. import operations as op
 from ..app import (
     LOOK,
     AsJson,
-    DatabaseUrl,
-    Schema,
-    StatementTimeout,
     WrongUsage,
-    app,
     cell,
+    command,
     database,
     json_text,
     print_json,
@@ -41,7 +38,7 @@ ErrorLike = Annotated[
 Limit = Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")]
 
 
-@app.command("list", rich_help_panel=LOOK)
+@command(LOOK, "list")
 def list_(
     queue: Queue = None,
     kind: Kind = None,
@@ -50,9 +47,6 @@ def list_(
     limit: Limit = 50,
     before: Annotated[int | None, typer.Option(min=1, help="Only ids below: the last of the page before.")] = None,
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """List jobs, newest first."""
     with database() as connection:
@@ -70,7 +64,7 @@ def list_(
     _more(following)
 
 
-@app.command(rich_help_panel=LOOK)
+@command(LOOK)
 def failed(
     queue: Queue = None,
     kind: Kind = None,
@@ -80,9 +74,6 @@ def failed(
         str | None, typer.Option(metavar="MOMENT/ID", help="What the page before named, to go on.")
     ] = None,
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """List failed jobs with their errors, the last failure first."""
     start = None if before is None else _ending(before)
@@ -103,13 +94,10 @@ def failed(
     _more(following)
 
 
-@app.command(rich_help_panel=LOOK)
+@command(LOOK)
 def show(
     job_id: Annotated[int, typer.Argument(metavar="ID", min=1)],
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """Show one job: payload, errors, attempts, and what happened when."""
     with database() as connection:

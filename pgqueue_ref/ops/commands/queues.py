@@ -18,11 +18,8 @@ from ..app import (
     CHANGE,
     LOOK,
     AsJson,
-    DatabaseUrl,
-    Schema,
-    StatementTimeout,
-    app,
     cell,
+    command,
     complain,
     database,
     print_json,
@@ -41,12 +38,9 @@ Name = Annotated[str, typer.Argument(metavar="QUEUE")]
 # -- looking ---------------------------------------------------------------------------------------------------
 
 
-@app.command(rich_help_panel=LOOK)
+@command(LOOK)
 def stats(
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """Count jobs by queue, kind and status, and say how they flow.
 
@@ -60,14 +54,11 @@ def stats(
         print_rich(report(seen))
 
 
-@app.command(rich_help_panel=LOOK)
+@command(LOOK)
 def watch(
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
     count: Annotated[int | None, typer.Option(min=1, help="Look so many times, then exit.")] = None,
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """Show `stats` again and again, until Ctrl-C.
 
@@ -165,13 +156,10 @@ def _took(seconds: float | None) -> str | None:
 # -- pause and resume ------------------------------------------------------------------------------------------
 
 
-@app.command(rich_help_panel=CHANGE)
+@command(CHANGE)
 def pause(
     queue: Name,
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """Stop all workers from claiming jobs of a queue.
 
@@ -187,13 +175,10 @@ def pause(
         )
 
 
-@app.command(rich_help_panel=CHANGE)
+@command(CHANGE)
 def resume(
     queue: Name,
     as_json: AsJson = False,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """Let workers claim from a paused queue again."""
     with database() as connection:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..app import DEPLOY, DatabaseUrl, Schema, StatementTimeout, app
+from ..app import DEPLOY, command
 
 
-@app.command(rich_help_panel=DEPLOY)
+@command(DEPLOY)
 def worker(
     application: Annotated[
         str, typer.Option("--app", metavar="MODULE:KINDS", help="Where the handlers are registered.")
@@ -40,9 +40,6 @@ def worker(
         typer.Option(min=1, max=65_535, help="Serve Prometheus metrics there; further processes at the ports after."),
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address that the metrics are served on.")] = "127.0.0.1",
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> int:
     """Run handlers until SIGTERM or SIGINT."""
     from pgqueue_ref.worker import serve
