@@ -25,6 +25,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    PrimaryKeyConstraint,
     Table,
     Text,
     text,
@@ -192,4 +193,35 @@ Table(
     Column("queue", Text, primary_key=True),
     Column("paused_at", _MOMENT, nullable=False, server_default=_NOW),
     CheckConstraint("octet_length(queue) BETWEEN 1 AND 255", name="pgqueue_queues_queue_check"),
+)
+
+_events = Table(
+    "pgqueue_events",
+    metadata,
+    Column("id", BigInteger, Identity(always=False), primary_key=True),
+    Column("at", _MOMENT, server_default=_NOW, primary_key=True),
+    Column("job_id", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("worker", Text),
+    Column(
+        "actor",
+        Text,
+        nullable=False,
+        server_default=text("session_user || coalesce(' ' || nullif(current_setting('application_name'), ''), '')"),
+    ),
+    Column("message", Text),
+    Column("traceback", Text),
+    PrimaryKeyConstraint("at", "id", name="pgqueue_events_pkey"),
+)
+Index("pgqueue_events_job", _events.c.job_id, _events.c.id)
+Index(
+    "pgqueue_events_type",
+    _events.c.type,
+    _events.c.at,
+    _events.c.id,
+    postgresql_where=text("type NOT IN ('pushed', 'claimed', 'succeeded')"),
 )

@@ -5,8 +5,9 @@ those that are not there. A new one needs a line here, a revision in `migrations
 of `pgqueue_ref.sqlalchemy`, and a page in `docs/extensions`.
 """
 
+from .events import EVENTS
 from .extension import Chore, Extension, installed, within
 
-EXTENSIONS: tuple[Extension, ...] = ()
+EXTENSIONS: tuple[Extension, ...] = (EVENTS,)
 
 __all__ = ["EXTENSIONS", "Chore", "Extension", "installed", "within"]

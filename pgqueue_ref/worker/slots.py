@@ -11,10 +11,12 @@ import contextlib
 import inspect
 import logging
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from pgqueue_ref.core import Job, seconds
@@ -24,6 +26,8 @@ from .kinds import COMPLETED, Cancel, Ignore, Kind, RetryAfter, Snooze
 from .threads import Threads
 
 log = logging.getLogger("pgqueue_ref.worker")
+
+HERE = Path(__file__).parent
 
 
 class Ending(Enum):
@@ -54,6 +58,7 @@ class Attempt:
     ttl: float | None = None
     delay: float = 0.0
     error: str = ""
+    traceback: str = ""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -216,6 +221,7 @@ class Slots:
             if isinstance(error, SystemExit):
                 self._failed(attempt, f"the handler called sys.exit({error.code!r})")
             else:
+                attempt.traceback = _traceback(error)
                 self._failed(attempt, f"{type(error).__name__}: {error}")
 
     def _failed(self, attempt: Attempt, message: str, delay: float | None = None) -> None:
@@ -230,6 +236,14 @@ class Slots:
                 delay = 60.0
         attempt.delay = delay
         self.end(attempt, Ending.FAIL)
+
+
+def _traceback(error: BaseException) -> str:
+    """As Python prints it, from the handler's own first frame on."""
+    frames = error.__traceback__
+    while frames and frames.tb_next and Path(frames.tb_frame.f_code.co_filename).parent == HERE:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames))
 
 
 def about(job: Job, worker: str) -> dict[str, Any]:

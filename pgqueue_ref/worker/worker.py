@@ -101,8 +101,8 @@ class Worker:
         self._writes = Link(
             dsn, prepare=listen, application_name="pgqueue_ref:write", options=f"{options} {WRITER}" if listen else ""
         )
-        self._writer = Writer(self._writes, self.name, self.counts)
         self._extras = Extras(self._writes, self.name, min(self.poll_interval, CHORE_INTERVAL))
+        self._writer = Writer(self._writes, self.name, self.counts, self._extras)
         self._slots = Slots(self.name, self._ended, self._freed)
         self._positions: dict[Place, Position] = {}
         self._open: set[Place] = set()  # where there may be jobs: not asked yet, or the last claim had all it asked for

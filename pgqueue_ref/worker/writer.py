@@ -19,7 +19,9 @@ from pgqueue_ref.core import (
     StatementTimeout,
 )
 from pgqueue_ref.core import operations as op
+from pgqueue_ref.extensions import events
 
+from .extras import Extras
 from .link import Link
 from .slots import Attempt, Ending, about, keys
 
@@ -66,8 +68,8 @@ class Counts:
 class Writer:
     """The buffer of endings and the leases of everything in this process (`held`)."""
 
-    def __init__(self, link: Link, worker: str, counts: Counts) -> None:
-        self._link, self._worker, self._counts = link, worker, counts
+    def __init__(self, link: Link, worker: str, counts: Counts, extras: Extras) -> None:
+        self._link, self._worker, self._counts, self._extras = link, worker, counts, extras
         self.held: dict[tuple[int, int], Attempt] = {}
         self.buffer: list[Attempt] = []
         self.observe: Callable[[Attempt, str], None] | None = None  # told of each attempt's accepted outcome
@@ -94,7 +96,7 @@ class Writer:
         while todo:
             attempts = todo.pop()
             try:
-                (answer,) = await self._link.run(_operation(attempts))
+                (answer,) = await self._link.run(_operation(attempts, self._extras.installed or frozenset()))
             except asyncio.CancelledError:  # at the end of a stop's patience, which counts what is left
                 self.buffer[:0] = attempts + [attempt for more in todo for attempt in more]
                 raise
@@ -190,7 +192,7 @@ def _apart(attempt: Attempt) -> float | int | None:
     return attempt.kind.max_errors
 
 
-def _operation(attempts: list[Attempt]) -> Operation[Any]:
+def _operation(attempts: list[Attempt], installed: frozenset[str]) -> Operation[Any]:
     first, jobs = attempts[0], [attempt.job for attempt in attempts]
     if first.ending is Ending.COMPLETE:
         return op.complete_many(jobs, ttl=first.ttl)
@@ -199,7 +201,8 @@ def _operation(attempts: list[Attempt]) -> Operation[Any]:
     if first.ending is Ending.RELEASE:
         return op.release_many(jobs)
     cancel = first.ending is Ending.CANCEL
-    return op.fail_many(
-        [Failure(attempt.job, attempt.error, attempt.delay, cancel=cancel) for attempt in attempts],
-        max_errors=first.kind.max_errors,
-    )
+    failures = [Failure(attempt.job, attempt.error, attempt.delay, cancel=cancel) for attempt in attempts]
+    tracebacks = {attempt.key: attempt.traceback for attempt in attempts if attempt.traceback}
+    if tracebacks and events.EVENTS.name in installed:
+        return events.fail_many(failures, tracebacks, max_errors=first.kind.max_errors)
+    return op.fail_many(failures, max_errors=first.kind.max_errors)

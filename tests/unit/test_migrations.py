@@ -1,6 +1,7 @@
 """The Alembic chain, run as its users run it: `alembic` from the project root, and inside an installed package."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,9 @@ def catalog(dsn: str, schema: str = "public") -> list[tuple[str, ...]]:
     """`schema` as an identifier, quoted where it must be."""
     with psycopg.connect(dsn) as connection:
         rows = connection.execute(CATALOG, {"schema": schema}).fetchall()
-    return [(sort, name, str(order), str(text).replace(f"{schema}.", "")) for sort, name, order, text in rows]
+    # Functions keep the search_path that they were made under.
+    schema_names = re.compile(rf"{re.escape(schema)}\.|(?<=SET search_path TO ).*")
+    return [(sort, name, str(order), schema_names.sub("", str(text))) for sort, name, order, text in rows]
 
 
 def everything(dsn: str, schema: str = "public") -> list[str]:
