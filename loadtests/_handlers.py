@@ -19,7 +19,8 @@ SLOTS = int(os.environ.get("PGQUEUE_LOADTEST_SLOTS", "32"))
 TTL = float(os.environ.get("PGQUEUE_LOADTEST_TTL", "86400"))  # seconds that a succeeded job stays
 
 kinds = Kinds()
-effects = EffectWriter(conninfo(application_name="loadtest effects"))
+# The ledger is the run's: where the workers are to find no connection, it still has one.
+effects = EffectWriter(conninfo(os.environ.get("PGQUEUE_LOADTEST_LEDGER"), application_name="loadtest effects"))
 
 
 async def serve(job: Job) -> None:

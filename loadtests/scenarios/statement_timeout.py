@@ -176,6 +176,8 @@ class Timeouts(Scenario):
 
     name = "statement-timeout"
     quick = {"seconds": 9.0}
+    bears = ("kill-worker",)  # the others cut probes off, or stop a worker that holds a lock
+    positive = (*Scenario.positive, "deadline", "seconds", "stalled", "rate")
     timeout = 1.0  # seconds; 0: none
     deadline = 3.0  # seconds after which a caller gives up
     seconds = 60.0  # of each phase
@@ -247,15 +249,17 @@ class Timeouts(Scenario):
     ) -> None:
         """Let all probes run into the obstacle, again and again while there is time."""
         for turn in itertools.count():
-            if run.elapsed() >= until or run.over:
+            if run.elapsed() >= until:
                 return
-            gone, wanted = threading.Event(), len(self._answers) + len(probes)
-            with obstacle(turn):
-                threads = [run.spawn(self._ask, run, name, probe, turn, gone) for probe in probes]
-                wait(run, run.elapsed() + self.deadline, lambda wanted=wanted: len(self._answers) >= wanted)
-            gone.set()
-            for thread in threads:
-                thread.join()
+            gone, wanted, threads = threading.Event(), len(self._answers) + len(probes), []
+            try:
+                with obstacle(turn):
+                    threads += [run.spawn(self._ask, run, name, probe, turn, gone) for probe in probes]
+                    wait(run, run.elapsed() + self.deadline, lambda wanted=wanted: len(self._answers) >= wanted)
+            finally:  # also when the run is stopped: nobody waits for ever
+                gone.set()
+                for thread in threads:
+                    thread.join()
             time.sleep(self.timeout / 2)
 
     def _ask(self, run: LoadRun, phase: str, probe: Probe, turn: int, gone: threading.Event) -> None:
@@ -297,7 +301,7 @@ class Timeouts(Scenario):
     def _judge_retries(self, run: LoadRun) -> None:
         with run.connect("loadtest retries") as connection:
             retried, miscounted = connection.execute(RETRIED).fetchone() or (0, 0)
-        cut = sum(len(CUT.findall(worker.log.read_text(errors="replace"))) for worker in run.workers)
+        cut = sum(len(CUT.findall(log.read_text(errors="replace"))) for log in run.directory.glob("worker-*.log"))
         run.found("retried", retried, "jobs", f"of {self.stalled} whose handler's statement was cut")
         run.found("endings_cut", cut, "statements", "with which workers wrote how attempts ended")
         run.found("miscounted", miscounted, "jobs", "whose attempts are not those that failed and the one that did not")
@@ -321,5 +325,6 @@ def sleep_until(moment: float, late: list[float]) -> None:
 
 def wait(run: LoadRun, until: float, condition: Callable[[], bool]) -> None:
     """Until the condition holds or the time is over; what did not happen shows in the figures."""
-    while not condition() and run.elapsed() < until and not run.over:
+    while not condition() and run.elapsed() < until:
+        run.check()
         time.sleep(0.01)

@@ -323,6 +323,9 @@ def settings_of(options: argparse.Namespace, root: Path) -> Settings:
     summary = Path(options.summary) if options.summary else None
     if summary is not None and not summary.absolute().parent.is_dir():
         raise RunError(f"--summary {summary}: there is no such directory; make it first")
+    wanted = faults.parse(f"{scenario.faults},{options.fault}")
+    if unbearable := [fault.kind for fault in wanted if fault.kind not in scenario.bears]:
+        raise FaultError(f"--fault {unbearable[0]}: {scenario.name} cannot be judged under it")
     scenario.prepare(options)
     return Settings(
         scenario=scenario,
@@ -330,7 +333,7 @@ def settings_of(options: argparse.Namespace, root: Path) -> Settings:
         app="loadtests._handlers:kinds",
         root=root,
         runs=Path(options.runs),
-        faults=faults.parse(f"{scenario.faults},{options.fault}"),
+        faults=wanted,
         summary=summary,
     )
 

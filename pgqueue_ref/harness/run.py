@@ -142,6 +142,7 @@ class LoadRun:
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(self.schema)))
             self._migrate()
             ledger.create(connection)
+            self.scenario.set_up(self)
             self.measured.server = manifest.server_facts(connection, self.server.describe())
             self._start_workers(connection)
             self._database_clock = ledger.DatabaseClock.measure(connection)

@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pgqueue_ref.harness import faults
 from pgqueue_ref.harness.traces import Arrival
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Scenario:
     tolerates: ClassVar[Sequence[str]] = ()  # names of errors that a push may meet here without being a failure
     server_settings: ClassVar[Mapping[str, str]] = {}  # for a server that is started for the run
     environment: ClassVar[Mapping[str, str]] = {}  # for the workers
+    bears: ClassVar[Sequence[str]] = faults.KINDS  # faults under which it can still be judged
     positive: ClassVar[Sequence[str]] = ("slots", "producers", "lease", "window")  # parameters that cannot be 0
     credits: Sequence[str] = ()  # acknowledgements that the load asks for
     unusable = 0  # jobs of the load's source that could not be used
@@ -83,6 +85,9 @@ class Scenario:
 
     def prepare(self, options: Any) -> None:
         """Read what the scenario needs beyond its parameters, before anything is started. Raises one-line errors."""
+
+    def set_up(self, run: LoadRun) -> None:
+        """Make what the scenario needs on the server, when the run's schema is there and no worker is yet."""
 
     def play(self, run: LoadRun) -> None:
         """Offer the load. Returns when the last of it was offered; the run then drains."""

@@ -16,9 +16,10 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
+import psycopg
 from psycopg.sql import SQL, Identifier
 
-from pgqueue_ref.core import connect_async
+from pgqueue_ref.core import connect_async, translate
 
 # The key is the trigger's (core/schema.sql).
 LIE_DOWN = """
@@ -42,7 +43,13 @@ class Bell:
         self._asked.set()
 
     async def run(self, connected: Callable[[], None]) -> None:
-        """Listen until cancelled; raises what the connection raises."""
+        """Listen until cancelled. Raises `QueueError` when the connection breaks."""
+        try:
+            await self._listen(connected)
+        except psycopg.Error as error:
+            raise translate(error) from error
+
+    async def _listen(self, connected: Callable[[], None]) -> None:
         connection = await connect_async(self._dsn, application_name="pgqueue_ref:listen")
         try:
             async with connection:

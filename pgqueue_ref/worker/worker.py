@@ -23,8 +23,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-import psycopg
-
 from pgqueue_ref.core import (
     Chores,
     DatabaseUnavailable,
@@ -438,7 +436,7 @@ class Worker:
         while True:
             try:
                 await bell.run(patience.reset)
-            except (QueueError, psycopg.Error) as error:
+            except QueueError as error:
                 await asyncio.sleep(self._complain("listening", error, patience))
 
     def _rest(self, delay: float) -> float:
@@ -454,7 +452,7 @@ class Worker:
         later = (bell.covered_since + late - now for late in LATE_LOOKS)
         return min(delay, next((wait for wait in later if wait > 0), delay))
 
-    def _complain(self, what: str, error: Exception, patience: Patience) -> float:
+    def _complain(self, what: str, error: QueueError, patience: Patience) -> float:
         """Log a break in one line; returns seconds to wait."""
         delay = patience.delay()
         line = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -44,5 +44,7 @@ def test_a_worker_outlives_the_loss_of_each_of_its_connections(bench, launch) ->
     found = bench.ledger()
     assert (found.lost, found.unexpected, found.undrained, found.completed) == (0, 0, 0, 3000)
     assert bench.most_effects_of_an_attempt() == 1
+    complaints = [line for line in worker.log().splitlines() if "next try in" in line]
+    assert all("connection failed or lost" in line for line in complaints), complaints
     worker.signal(signal.SIGTERM)
     assert worker.ends() == 0
