@@ -120,7 +120,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many rows it would change, and change none.")]
 
 
-def command(panel: str, name: str | None = None) -> Callable[[Function], Function]:
+def command(panel: str, name: str | None = None, *, epilog: str | None = None) -> Callable[[Function], Function]:
     """Register a command of the queue, in this panel of the help: besides its own options it has those of `SETTINGS`,
     which it need not know, because `_export` hands them on. (`app.command` registers one without.)
     """
@@ -140,7 +140,7 @@ def command(panel: str, name: str | None = None) -> Callable[[Function], Functio
         with_settings.__annotations__ = {
             parameter.name: parameter.annotation for parameter in shown.parameters.values()
         }
-        app.command(name, rich_help_panel=panel)(with_settings)
+        app.command(name, rich_help_panel=panel, epilog=epilog)(with_settings)
         return function
 
     return register

@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pgqueue_ref.core import QueueError
 
-from ..app import DatabaseUrl, Schema, StatementTimeout, WrongUsage, app
+from ..app import DEPLOY, WrongUsage, app, command
 from .schema import migrate
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ TOKENS = (
 )
 
 
-@app.command(epilog=TOKENS)
+@command(DEPLOY, epilog=TOKENS)
 def api(
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -69,9 +69,6 @@ def api(
     max_page: Annotated[
         int, typer.Option(envvar="PGQUEUE_API_MAX_PAGE", min=1, help="Jobs in a page of a list.")
     ] = 200,
-    database_url: DatabaseUrl = None,
-    schema: Schema = None,
-    statement_timeout_ms: StatementTimeout = None,
 ) -> None:
     """Serve the queue over HTTP until SIGTERM or SIGINT: the API, a page for people, metrics."""
     from pgqueue_ref.ops.api import Settings, create_app
@@ -88,7 +85,7 @@ def api(
         serving.run(sockets=sockets)
 
 
-@app.command(epilog=TOKENS)
+@app.command(epilog=TOKENS, rich_help_panel=DEPLOY)
 def dev(
     host: Host = "127.0.0.1",
     port: Port = 8000,
