@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
+from prometheus_client.registry import Collector
 
 from pgqueue_ref.core import ACTIVE, TERMINAL, Operation, QueueError, Status
 
@@ -32,10 +33,12 @@ Run = Callable[[Operation[Overview]], Awaitable[Overview]]
 
 
 class Exposition:
-    """The metrics as text, made anew when the last are older than `seconds`."""
+    """The metrics as text, made anew when the last are older than `seconds`; `besides` are the caller's own."""
 
-    def __init__(self, seconds: float = 5.0, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds, self._clock = seconds, clock
+    def __init__(
+        self, seconds: float = 5.0, *, besides: Sequence[Collector] = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._seconds, self._besides, self._clock = seconds, besides, clock
         self._turn = asyncio.Lock()
         self._text = b""
         self._made = float("-inf")
@@ -59,11 +62,12 @@ class Exposition:
         except QueueError as error:
             log.warning("metrics without the database: %s", error)
         registry = CollectorRegistry()
-        registry.register(_Families(seen, self._clock() - began))
+        for collector in (_Families(seen, self._clock() - began), *self._besides):
+            registry.register(collector)
         return generate_latest(registry)
 
 
-class _Families:
+class _Families(Collector):
     """One overview, as metrics."""
 
     def __init__(self, seen: Overview | None, took: float) -> None:

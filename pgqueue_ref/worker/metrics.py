@@ -9,6 +9,7 @@ docs/metrics.md lists both.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pgqueue_ref.core import InvalidJob, QueueError
 
 from .slots import Attempt
 from .worker import Worker
+from .writer import OUTCOMES
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
@@ -98,6 +100,12 @@ def registry(worker: Worker) -> CollectorRegistry:
         registry=made,
         buckets=LATENCY_BUCKETS,
     )
+
+    # At 0 from the start: Prometheus sees no increase in a series whose first value is not 0.
+    for kind in worker.kinds:
+        for queue, outcome in itertools.product(worker.queues, (*OUTCOMES.values(), "ignored")):
+            attempts.labels(queue, kind.name, outcome)
+        took.labels(kind.name), latency.labels(kind.name)
 
     def observe(attempt: Attempt, outcome: str) -> None:
         job = attempt.job

@@ -377,6 +377,24 @@ def test_the_probes_tell_the_process_from_its_database(
         assert "pgqueue_up 0.0" in metrics.text
 
 
+def test_the_metrics_tell_how_many_connections_the_pool_holds(
+    serve: Serve, database: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client(serve(pool_size=3, max_overflow=4)) as api, ThreadPoolExecutor(1) as threads:
+        with another_pusher(database):
+            waits = threads.submit(api.post, JOBS, json={"kind": "mail"})
+            until(lambda: waiting_backends(db), "a push waits")
+            told = api.get("/metrics").text
+            (held,) = db.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgqueue_ref:api'"
+            ).fetchone()
+        assert waits.result().status_code == 201
+    assert 'pgqueue_api_connections{state="used"} 1.0' in told
+    assert 'pgqueue_api_connections{state="idle"} 1.0' in told
+    assert held == 2
+    assert "pgqueue_api_connections_max 7.0" in told
+
+
 def test_ready_means_this_version_s_schema_or_a_newer_one(
     serve: Serve, empty_database: str, database: str, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

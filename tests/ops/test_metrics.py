@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 import subprocess
@@ -14,16 +15,20 @@ from typing import Any
 
 import psycopg
 import pytest
+import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import eventually, until
 
 from pgqueue_ref.core import DatabaseUnavailable, Operation, Queue, QueueError, Want, connect_async, run_async
 from pgqueue_ref.ops import metrics
+from pgqueue_ref.ops.api import Settings
+from pgqueue_ref.ops.api.database import Database
 from pgqueue_ref.ops.metrics import Exposition
 from pgqueue_ref.ops.overview import Flow, Overview, OverviewRow
 from pgqueue_ref.worker import COMPLETED, Cancel, Ignore, Job, Kinds, Snooze, Worker, serve
 from pgqueue_ref.worker.metrics import registry
+from pgqueue_ref.worker.writer import OUTCOMES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 Samples = dict[tuple[str, ...], float]
@@ -188,7 +193,10 @@ def test_every_outcome_is_counted_by_queue_and_kind_with_its_durations(database:
         queue.push("work", "fail", queue="q", max_attempts=1)
         seen = asyncio.run(turn())
     outcomes = {
-        outcome: n for (name, *labels), n in seen.items() if name == "pgqueue_attempts_total" for outcome in labels[1:2]
+        outcome: n
+        for (name, *labels), n in seen.items()
+        if name == "pgqueue_attempts_total" and n
+        for outcome in labels[1:2]
     }
     assert outcomes == {"succeeded": 2, "retried": 2, "failed": 1, "ignored": 1, "cancelled": 1, "snoozed": 1}
     assert seen["pgqueue_attempts_total", "work", "retried", "q"] == 2
@@ -312,3 +320,91 @@ def test_a_port_in_use_is_said_in_one_line_before_anything_starts(
 def test_a_worker_without_metrics_does_not_import_their_library() -> None:
     code = "import sys, pgqueue_ref.worker; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- the manual, the dashboard and the alerts --------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch, kinds: Kinds) -> dict[str, set[str]]:
+    """Every sample that the API and a worker can export, with its labels."""
+
+    async def run(operation: Operation[Overview]) -> Overview:
+        operation.close()
+        flow = Flow("default", "work", 1, 1.0, 1.0, 1, 1.0, 1.0)
+        return overview_of([OverviewRow("default", "work", "failed", 1, None)], [flow])
+
+    monkeypatch.setenv("PGQUEUE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
+    kinds.register("work")(lambda job: None)
+    text = asyncio.run(Exposition(besides=[Database(Settings())]).render(run))
+    text += generate_latest(registry(Worker(kinds)))
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def test_the_manual_lists_every_metric_with_its_labels(exported: dict[str, set[str]]) -> None:
+    rows = re.findall(r"^\| `(pgqueue_\w+)` \|([^|]*)\|", (DOCS / "metrics.md").read_text(), re.MULTILINE)
+    told = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
+    parts = {"_bucket", "_sum", "_count", "_created"}  # of a histogram, or of prometheus-client's making
+    series = {name: labels for name, labels in exported.items() if name.startswith("pgqueue_")}
+    families = {re.sub(rf"({'|'.join(parts)})$", "", name) for name in series}
+    families = {name for name in families if f"{name}_total" not in series}
+    assert told.keys() == families
+    for name, labels in told.items():
+        assert labels == series.get(name, series.get(f"{name}_count")), name
+
+
+def test_every_outcome_is_there_before_it_happens(exported: dict[str, set[str]], kinds: Kinds) -> None:
+    seen = of_worker(worker := Worker(kinds), registry(worker))
+    outcomes = {outcome for (name, *labels) in seen if name == "pgqueue_attempts_total" for outcome in labels[1:2]}
+    manual = (DOCS / "metrics.md").read_text()
+    assert outcomes == {"succeeded", "retried", "failed", "cancelled", "ignored", "snoozed", "released"}
+    assert all(f"`{outcome}`" in manual for outcome in outcomes)
+    assert {value for (name, *_), value in seen.items() if name.startswith("pgqueue_attempts_total")} == {0}
+
+
+def expressions() -> dict[str, str]:
+    """Of the alerts and of the dashboard's panels and variables, by what they are for."""
+    found = {}
+    for group in yaml.safe_load((DOCS / "monitoring" / "alerts.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            assert rule["labels"]["severity"] in ("page", "ticket")
+            assert rule["annotations"].keys() == {"summary", "description"}
+            found[f"alert {rule['alert']}"] = rule["expr"]
+    dashboard = json.loads((DOCS / "monitoring" / "grafana.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            found[f"panel {panel['title']} {target['refId']}"] = target["expr"]
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            found[f"variable {variable['name']}"] = variable["definition"]
+    return found
+
+
+def test_the_dashboard_and_the_alerts_ask_for_nothing_that_is_not_exported(exported: dict[str, set[str]]) -> None:
+    assert len(expressions()) > 40
+    for use, expression in expressions().items():
+        names = set(re.findall(r"\b(?:pgqueue|process)_\w+", expression))
+        assert names, use
+        assert names <= exported.keys(), (use, names - exported.keys())
+        labels = {"instance", "job"}.union(*(exported[name] for name in names))
+        for clause in re.findall(r"(?:by|on|group_left) \(([^)]*)\)", expression):
+            assert set(filter(None, map(str.strip, clause.split(",")))) <= labels, use
+        assert set(re.findall(r"(\w+)(?:=~|!~|!=|=)\"", expression)) <= labels, use
+        for outcome in re.findall(r'outcome=~?"([\w|]+)"', expression):
+            assert set(outcome.split("|")) <= {*OUTCOMES.values(), "ignored"}, use
+
+
+def test_the_panels_of_the_dashboard_have_places_of_their_own() -> None:
+    panels = json.loads((DOCS / "monitoring" / "grafana.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        taken |= cells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -34,18 +35,30 @@ def jobs(result: Overview) -> dict[tuple[str, str, str], int]:
     return {(row.queue, row.kind, row.status): row.jobs for row in result.rows}
 
 
+def plans(connection: psycopg.Connection[Any]) -> Iterator[dict[str, Any]]:
+    """How each statement of an overview was executed."""
+    operation = overview()
+    step = next(operation)
+    while True:
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {step.sql}"
+        ((((plan,),),)) = connection.execute(explain, step.params or None).fetchall()
+        yield plan["Plan"]
+        try:
+            step = operation.send(connection.execute(step.sql, step.params or None).fetchall())
+        except StopIteration:
+            return
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A plan's nodes, itself first."""
+    yield plan
+    for inner in plan.get("Plans", ()):
+        yield from nodes(inner)
+
+
 def buffers(connection: psycopg.Connection[Any]) -> int:
     """The pages that all statements of an overview touch."""
-    operation, touched = overview(), 0
-    step = next(operation)
-    try:
-        while True:
-            explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {step.sql}"
-            ((((plan,),),)) = connection.execute(explain, step.params or None).fetchall()
-            touched += plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
-            step = operation.send(connection.execute(step.sql, step.params or None).fetchall())
-    except StopIteration:
-        return touched
+    return sum(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans(connection))
 
 
 def test_a_small_table_is_counted_exactly_in_every_status(database: str) -> None:
@@ -118,6 +131,30 @@ def test_the_cost_is_bounded_and_does_not_grow_with_the_terminal_rows(database: 
         assert flow.finished_last_hour == pytest.approx(1_800, rel=0.5), flow
         assert flow.average_seconds == pytest.approx(2)
         assert flow.p95_seconds == pytest.approx(2)
+
+
+def test_the_planner_keeps_to_indexes_and_the_sample_when_it_takes_the_table_for_five_million_rows(
+    database: str,
+) -> None:
+    with connect(database, statement_timeout_ms=0) as connection:
+        bulk(connection, SUCCEEDED.format(jobs=60_000))
+        connection.execute("ALTER TABLE pgqueue_jobs SET (autovacuum_enabled = off)")
+        bulk(
+            connection,
+            "INSERT INTO pgqueue_jobs (kind, run_at) SELECT 'k' || i % 9, now() FROM generate_series(1, 3000) i",
+        )
+        failed = "INSERT INTO pgqueue_jobs (kind, status, finished_at) SELECT 'mail', 'failed', now()"
+        bulk(connection, f"{failed} FROM generate_series(1, 3000)")
+        connection.execute("UPDATE pg_class SET reltuples = 5000000 WHERE oid = 'pgqueue_jobs'::regclass")
+        ((((believed,),),)) = connection.execute("EXPLAIN (FORMAT JSON) SELECT FROM pgqueue_jobs").fetchall()
+        touched = buffers(connection)
+        scans = [
+            node for plan in plans(connection) for node in nodes(plan) if node.get("Relation Name") == "pgqueue_jobs"
+        ]
+    assert believed["Plan"]["Plan Rows"] == pytest.approx(5_000_000, rel=0.05)
+    assert touched < 2 * module.PAGES
+    assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan", "Sample Scan"}
+    assert sum(node["Node Type"] == "Sample Scan" for node in scans) == 1
 
 
 def test_a_table_that_is_large_but_holds_few_rows_is_counted_exactly(database: str) -> None:

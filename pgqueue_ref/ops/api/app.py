@@ -37,7 +37,7 @@ def create_app(settings: Settings = Settings()) -> FastAPI:  # noqa: B008 - froz
         redirect_slashes=False,  # the Location would repeat the Host header of the request
     )  # fmt: skip
     app.state.settings, app.state.database = settings, database
-    app.state.readiness, app.state.exposition = probes.Readiness.of_this_version(), Exposition()
+    app.state.readiness, app.state.exposition = probes.Readiness.of_this_version(), Exposition(besides=[database])
     routers = (jobs.router, queues.router, probes.router, docs.router, page.router)
     for router in routers:
         app.include_router(router)
