@@ -8,23 +8,20 @@ what was measured; a plan that reads the table or sorts it breaks them a hundred
 from __future__ import annotations
 
 import contextlib
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.adapt import PyFormat, Transformer
 from psycopg.conninfo import make_conninfo
 
+from pgqueue_ref.harness import plans
 from pgqueue_ref.harness.server import provision
 from pgqueue_ref.ops import operations as op
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NEVER = datetime(2100, 1, 1, tzinfo=UTC)
 Connection = psycopg.Connection[Any]
 
@@ -70,52 +67,6 @@ def large(request: pytest.FixtureRequest, core: Any) -> Iterator[Connection]:
         core.install(connection)
         connection.execute("VACUUM (ANALYZE) pgqueue_jobs")
         yield connection
-
-
-class Plan(NamedTuple):
-    """What EXPLAIN (ANALYZE, BUFFERS) said."""
-
-    indexes: set[str]
-    scanned: set[str]  # tables read from end to end
-    buffers: int
-    text: str
-
-
-def explain(connection: Connection, statement: str, params: Mapping[str, Any], mode: str) -> Plan:
-    """Run a statement, prepared with the parameter types that psycopg would send, and roll back."""
-    formats = {name: PyFormat(letter) for name, letter in re.findall(r"%\((\w+)\)([sb])", statement)}
-    names = list(formats)
-    numbered = re.sub(r"%\((\w+)\)[sb]", lambda found: f"${names.index(found[1]) + 1}", statement)
-    adapter = Transformer(connection)
-    types, given = [], []
-    for name in names:
-        dumper = None if params[name] is None else adapter.get_dumper(params[name], formats[name])
-        oid = dumper.upgrade(params[name], formats[name]).oid if dumper else 0
-        types.append(
-            connection.execute("SELECT format_type(nullif(%s, 0)::oid, NULL)", [oid]).fetchone()[0] or "unknown"
-        )  # type: ignore[index]
-        given.append(sql.Literal(params[name]))
-    execute = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE guarded {}").format(
-        sql.SQL("({})").format(sql.SQL(", ").join(given)) if given else sql.SQL("")
-    )
-    with connection.transaction(force_rollback=True):
-        connection.execute("SELECT set_config('plan_cache_mode', %s, true)", [f"force_{mode}_plan"])
-        connection.execute(f"PREPARE guarded {'(' + ', '.join(types) + ')' if types else ''} AS {numbered}".encode())
-        root = connection.execute(execute).fetchone()[0][0]["Plan"]  # type: ignore[index]
-    connection.execute("DEALLOCATE ALL")
-    nodes = list(walk(root))
-    return Plan(
-        {node["Index Name"] for node in nodes if "Index Name" in node},
-        {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"},
-        root["Shared Hit Blocks"] + root["Shared Read Blocks"],
-        json.dumps(root, indent=1),
-    )
-
-
-def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield node
-    for child in node.get("Plans", ()):
-        yield from walk(child)
 
 
 # -- the statements, as the operations send them ---------------------------------------------------------------
@@ -250,11 +201,11 @@ FILTERED: dict[str, tuple[Callable[[], Any], str, int]] = {
 }
 
 
-@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("mode", plans.MODES)
 @pytest.mark.parametrize("guard", GUARDS)
 def test_a_statement_uses_its_index_and_touches_few_pages(core, large, guard, mode):
     statement, indexes, bound = GUARDS[guard]
-    plan = explain(large, *statement(core, large), mode)
+    plan = plans.explain(large, *statement(core, large), mode)
     assert "pgqueue_jobs" not in plan.scanned, plan.text
     assert indexes <= plan.indexes, plan.text
     assert plan.buffers <= bound, plan.text
@@ -263,7 +214,7 @@ def test_a_statement_uses_its_index_and_touches_few_pages(core, large, guard, mo
 @pytest.mark.parametrize("filters", FILTERED)
 def test_a_filtered_list_uses_the_index_of_its_filter(large, filters):
     operation, index, bound = FILTERED[filters]
-    plan = explain(large, *next(operation()), "custom")
+    plan = plans.explain(large, *next(operation()), "custom")
     assert "pgqueue_jobs" not in plan.scanned, plan.text
     assert index in plan.indexes, plan.text
     assert plan.buffers <= bound, (plan.buffers, plan.text)
