@@ -47,3 +47,15 @@ def level_at(steps: Sequence[Step], at: float) -> int:
 def time_to_drain(backlog: float, capacity: float, rate: float) -> float:
     """Seconds until the fluid model has no backlog; infinite where more comes than can be served."""
     return backlog / (capacity - rate) if capacity > rate else math.inf
+
+
+def growth(levels: Sequence[tuple[float, float]]) -> float | None:
+    """How fast a level grows, per second: the slope of a least-squares line through (seconds, level).
+
+    None where it is not known: of fewer than ten points, or of one moment.
+    """
+    if len(levels) < 10:
+        return None
+    middle = sum(t for t, _ in levels) / len(levels)
+    spread = sum((t - middle) ** 2 for t, _ in levels)
+    return sum((t - middle) * level for t, level in levels) / spread if spread else None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgqueue_ref.harness import manifest, report
+from pgqueue_ref.harness.backlog import growth
 from pgqueue_ref.harness.faults import Injected
 from pgqueue_ref.harness.generator import LATENCIES, Tally
 from pgqueue_ref.harness.latency import Latencies
@@ -236,19 +237,12 @@ def _arrivals(measured: Measured) -> dict[str, Any]:
 
 
 def _growth_ratio(measured: Measured) -> float | None:
-    """How fast the backlog grew while load came, as a share of the rate at which it came.
-
-    The slope of a least-squares line through the pending jobs of each second, over the arrivals of a second.
-    """
+    """How fast the pending jobs grew while load came, as a share of the rate at which it came."""
     first, last = measured.loaded
     points = [(row["t"], row["pending"]) for row in measured.samples if first <= row["t"] <= last]
     rate = _rate(len(measured.offered), last - first)
-    if len(points) < 10 or not rate:
-        return None
-    middle = sum(t for t, _ in points) / len(points)
-    spread = sum((t - middle) ** 2 for t, _ in points)
-    slope: float = sum((t - middle) * pending for t, pending in points) / spread
-    return slope / rate
+    slope = growth(points)
+    return slope / rate if slope is not None and rate else None
 
 
 def _generator(measured: Measured) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pgqueue_ref.harness.backlog import emptied, level_at, time_to_drain, waiting
+from pgqueue_ref.harness.backlog import emptied, growth, level_at, time_to_drain, waiting
 
 
 def test_jobs_wait_from_when_they_came_until_they_started() -> None:
@@ -59,3 +59,14 @@ def test_the_fluid_model_drains_by_what_capacity_is_left(
     backlog: float, capacity: float, rate: float, seconds: float
 ) -> None:
     assert time_to_drain(backlog, capacity, rate) == seconds
+
+
+def test_growth_is_the_slope_of_the_line_through_the_levels() -> None:
+    assert growth([(t, 5.0 + 3.0 * t) for t in range(20)]) == pytest.approx(3.0)
+    assert growth([(t, 7.0) for t in range(20)]) == 0.0
+    assert growth([(t, -float(t)) for t in range(20)]) == pytest.approx(-1.0)
+
+
+def test_growth_of_fewer_than_ten_points_or_of_one_moment_is_not_known() -> None:
+    assert growth([(t, float(t)) for t in range(9)]) is None
+    assert growth([(1.0, float(n)) for n in range(20)]) is None
