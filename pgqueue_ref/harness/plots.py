@@ -130,10 +130,16 @@ def _log_scale(ticks: Sequence[float], start: float, end: float) -> Scale:
 
 def _legend(series: Sequence[Series]) -> str:
     return '<ul class="legend">' + "".join(
-        '<li><svg viewBox="0 0 28 10" aria-hidden="true">'
-        f'<line class="line c{n % STYLES}" x1="1" y1="5" x2="27" y2="5"/></svg>{escape(s.name)}</li>'
+        f'<li><svg viewBox="0 0 28 10" aria-hidden="true">{_sample(s, f"c{n % STYLES}")}</svg>{escape(s.name)}</li>'
         for n, s in enumerate(series)
     ) + "</ul>"  # fmt: skip
+
+
+def _sample(series: Series, style: str) -> str:
+    """What a series looks like: a dot if no two of its points are joined."""
+    if all(None in pair for pair in itertools.pairwise(series.values)):
+        return _dot(14, 5, style)
+    return f'<line class="line {style}" x1="1" y1="5" x2="27" y2="5"/>'
 
 
 def _mark_legend(keyed: Sequence[tuple[str, Mark]]) -> str:
@@ -215,9 +221,13 @@ def _line(series: Series, style: str, x: Scale, y: Scale, *, floor: float | None
             base = y(0.0 if floor is None else floor)
             outline = f"M{points[0][0]:.1f} {base:.1f}L{path}L{points[-1][0]:.1f} {base:.1f}Z"
             drawn += f'<path class="area {style}" d="{outline}"/>'
-        # A point between two gaps would be invisible; a line of no length with round ends is a dot.
-        drawn += f'<path class="line {style}" d="M{path}{"h0" if len(points) == 1 else ""}"/>'
+        drawn += _dot(*points[0], style) if len(points) == 1 else f'<path class="line {style}" d="M{path}"/>'
     return drawn
+
+
+def _dot(x: float, y: float, style: str) -> str:
+    """A point between two gaps, which as a line would be invisible."""
+    return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -118,7 +118,7 @@ def _arrival_plots(result: Document, marks: Sequence[Mark]) -> list[str]:
 
 
 def server_plots(samples: Sequence[Document], marks: Sequence[Mark]) -> list[str]:
-    """The plots of what the sampler saw, also while it still samples."""
+    """The plots of what the sampler saw, also while it still samples; of nothing but zeros there is none."""
     plain: list[tuple[str, str, str, list[Series]]] = [
         ("Depth by status", "jobs", "Sampled once a second.", _depth(samples)),
         ("Connections against the limit", "connections", CONNECTIONS_NOTE, _connections(samples)),
@@ -138,7 +138,11 @@ def server_plots(samples: Sequence[Document], marks: Sequence[Mark]) -> list[str
         ("Memory of the workers", "MiB", "Resident, of all worker processes together.",
          [sampled(samples, "worker_rss_bytes", "workers", factor=2**-20, filled=True)]),
     ]  # fmt: skip
-    return [line_plot(title, series, unit=unit, note=note, marks=marks) for title, unit, note, series in plain]
+    return [
+        line_plot(title, series, unit=unit, note=note, marks=marks)
+        for title, unit, note, series in plain
+        if any(value for line in series for value in line.values)
+    ]
 
 
 def _depth(samples: Sequence[Document]) -> list[Series]:

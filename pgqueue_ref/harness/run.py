@@ -521,7 +521,9 @@ def headline(result: dict[str, Any], verdict: Verdict) -> str:
     name = result["scenario"]
     if not verdict.passed:
         return f"FAIL {name} (exit {verdict.exit.value}): {'; '.join(verdict.reasons)}"
-    figures = [f"{result['ledger']['completed']:,} jobs"]
+    completed = result["ledger"]["completed"]
+    held = f"{sum(not check.skipped for check in verdict.checks)} objectives held"
+    figures = [f"{completed:,} jobs" if completed else held]  # a scenario may only probe
     if result["arrivals"]["offered"]:
         start = result["latency"]["start"]
         figures += [f"{result['arrivals']['achieved_per_second']:.0f}/s"]

@@ -160,9 +160,16 @@ def lines_of(plot: str) -> list[str]:
 
 
 def test_a_line_does_not_cross_a_gap_and_a_lone_point_is_drawn() -> None:
-    lines = lines_of(line_plot("a", [Series("s", [0, 1, 2, 3, 4], [1.0, 2.0, None, 3.0, None])], unit="u"))
-    assert len(lines) == 2
-    assert lines[1].endswith("h0")
+    plot = line_plot("a", [Series("s", [0, 1, 2, 3, 4], [1.0, 2.0, None, 3.0, None])], unit="u")
+    assert len(lines_of(plot)) == 1
+    assert plot.count('<circle class="dot c0"') == 1
+
+
+def test_a_legend_shows_a_dot_for_a_series_whose_points_are_not_joined() -> None:
+    joined, single = Series("joined", [0, 1], [1.0, 2.0]), Series("single", [0, 0, 1], [1.0, None, 2.0])
+    plot = line_plot("a", [joined, single], unit="u")
+    legend = plot[: plot.index("</ul>")]
+    assert legend.count('<line class="line c0"') == legend.count('<circle class="dot c1"') == 1
 
 
 def test_a_long_line_is_thinned_and_keeps_its_peaks() -> None:
