@@ -1,16 +1,23 @@
-"""Starts load runs as a person does, with `locust -f loadtests`, small enough for tests."""
+"""Starts load runs as a person does, with `locust -f loadtests`, small enough for tests; or a scenario without load."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
+
+from pgqueue_ref.harness import slo
+from pgqueue_ref.harness.run import LoadRun, Settings
+from pgqueue_ref.harness.scenario import Scenario
+from pgqueue_ref.harness.slo import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_SLO = """
@@ -89,3 +96,29 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> str:
         if text in line:
             return line
     pytest.fail(f"the run ended without {text!r}")
+
+
+def script(name: str) -> ModuleType:
+    """The module of a scenario, by the name of its file; each time anew."""
+    file = ROOT / "loadtests" / "scenarios" / f"{name}.py"
+    specification = importlib.util.spec_from_file_location(f"scenario_{name}", file)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # dataclasses look there
+    specification.loader.exec_module(module)
+    return module
+
+
+def stage(scenario: Scenario, directory: Path, database: str = "") -> LoadRun:
+    """A run of a scenario with nothing begun, for tests that play or judge it without load."""
+    objectives = slo.load(ROOT / "loadtests" / "slo.toml", scenario.name)
+    settings = Settings(scenario, objectives, "", directory, directory)
+    return LoadRun(settings, SimpleNamespace(dsn=database), None, print)  # type: ignore[arg-type]
+
+
+def judged(run: LoadRun) -> Verdict:
+    """What the objectives say about the figures that a scenario noted itself; the others are left out."""
+    own = [objective for objective in run.settings.objectives if objective.metric.startswith("found.")]
+    result = {"found": run.measured.found, "requests": {"failures": 0}, "ledger": {"lost": 0, "unexpected": 0}}
+    return slo.evaluate(result, own, incidents=run._incidents)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import random
 import statistics
-import sys
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from loads import ROOT, script
 
 from pgqueue_ref.harness import slo
 from pgqueue_ref.harness.scenario import SCENARIOS, Scenario, ScenarioError, even, poisson, service
 from pgqueue_ref.harness.traces import Arrival
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "loadtests" / "scenarios").glob("[!_]*.py"))
 
 
@@ -76,15 +74,8 @@ def test_a_scenario_without_a_script_says_so() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_scenario_has_objectives_and_both_its_profiles_can_be_made(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    specification = importlib.util.spec_from_file_location(f"scenario_{file.stem}", file)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, specification.name, module)  # dataclasses look there
-    specification.loader.exec_module(module)
+def test_every_scenario_has_objectives_and_both_its_profiles_can_be_made(file: Path) -> None:
+    script(file.stem)
     scenario = SCENARIOS[file.stem.replace("_", "-")]
     for quick in (True, False):
         assert scenario(quick=quick).text
