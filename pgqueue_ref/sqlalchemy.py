@@ -21,6 +21,7 @@ from sqlalchemy import (
     Column,
     Connection,
     DateTime,
+    Double,
     Identity,
     Index,
     Integer,
@@ -224,4 +225,43 @@ Index(
     _events.c.at,
     _events.c.id,
     postgresql_where=text("type NOT IN ('pushed', 'claimed', 'succeeded')"),
+)
+
+_schedules = Table(
+    "pgqueue_schedules",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("queue", Text, nullable=False, server_default=text("'default'")),
+    Column("priority", Integer, nullable=False, server_default=_ZERO),
+    Column("max_attempts", Integer),
+    Column("payload", JSONB, nullable=False, server_default=text("'null'")),
+    Column("metadata", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("cron", Text),
+    Column("every", Double),
+    Column("at", _MOMENT),
+    Column("timezone", Text, nullable=False, server_default=text("'UTC'")),
+    Column("next_at", _MOMENT),
+    Column("last_at", _MOMENT),
+    Column("runs", Integer, nullable=False, server_default=_ZERO),
+    Column("max_runs", Integer),
+    Column("expires_at", _MOMENT),
+    Column("paused_at", _MOMENT),
+    Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
+    CheckConstraint(
+        "octet_length(name) BETWEEN 1 AND 255 AND octet_length(kind) BETWEEN 1 AND 255 "
+        "AND octet_length(queue) BETWEEN 1 AND 255",
+        name="pgqueue_schedules_names",
+    ),
+    CheckConstraint(
+        "CASE WHEN cron IS NULL THEN num_nonnulls(every, at) > 0 ELSE num_nonnulls(every, at) = 0 END",
+        name="pgqueue_schedules_times",
+    ),
+    CheckConstraint("every >= 1 AND max_runs >= 1 AND max_attempts >= 1", name="pgqueue_schedules_bounds"),
+)
+Index(
+    "pgqueue_schedules_due",
+    _schedules.c.next_at,
+    _schedules.c.name,
+    postgresql_where=text("next_at IS NOT NULL AND paused_at IS NULL"),
 )

@@ -7,7 +7,8 @@ of `pgqueue_ref.sqlalchemy`, and a page in `docs/extensions`.
 
 from .events import EVENTS
 from .extension import Chore, Extension, installed, within
+from .schedules import SCHEDULES
 
-EXTENSIONS: tuple[Extension, ...] = (EVENTS,)
+EXTENSIONS: tuple[Extension, ...] = (EVENTS, SCHEDULES)
 
 __all__ = ["EXTENSIONS", "Chore", "Extension", "installed", "within"]

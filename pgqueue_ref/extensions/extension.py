@@ -15,10 +15,14 @@ T = TypeVar("T")
 
 
 class Chore(NamedTuple):
-    """What one small batch of maintenance did, and in how many seconds the next is due: 0 is at once, there is more."""
+    """What one small batch of maintenance did, and in how many seconds the next is due: 0 is at once, there is more.
+
+    `refused` has what it could not do, and why, by name; the worker says so once for as long as the reason stays.
+    """
 
     done: int
     due: float
+    refused: Mapping[str, str] = {}
 
 
 class Extension(NamedTuple):

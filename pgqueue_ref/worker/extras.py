@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pgqueue_ref.core import Operation, QueueError
 from pgqueue_ref.extensions import EXTENSIONS, Chore, installed
@@ -29,6 +29,7 @@ class Extras:
         self.installed: frozenset[str] | None = None  # not asked yet
         self._link, self._worker, self._pause = link, worker, pause
         self._due: dict[str, float] = {}  # on this process's clock
+        self._refused: dict[str, Mapping[str, str]] = {}  # what was said about it, and why
 
     async def find(self) -> None:
         """Ask which extensions are installed."""
@@ -61,9 +62,13 @@ class Extras:
 
     async def _do(self, name: str, chore: Callable[[], Operation[Chore]]) -> None:
         for _ in range(BATCHES):
-            ((done, due),) = await self._link.run(chore())
+            ((done, due, refused),) = await self._link.run(chore())
             if done:
                 log.debug("maintenance of %s: %d", name, done, extra={"worker": self._worker})
+            for what, why in refused.items():
+                if self._refused.get(name, {}).get(what) != why:
+                    log.warning("maintenance of %s: %s: %s", name, what, why, extra={"worker": self._worker})
+            self._refused[name] = refused
             self._due[name] = time.monotonic() + due
             if due > 0:
                 break

@@ -94,11 +94,7 @@ class Worker:
         self.counts = Counts()
         self.connections = 3 if listen else 2
         self._bell = Bell(dsn, self.queues, self._rung) if listen else None
-        options = PLANNER if listen else ""
-        self._claims = Link(dsn, prepare=listen, application_name="pgqueue_ref:claim", options=options)
-        self._writes = Link(
-            dsn, prepare=listen, application_name="pgqueue_ref:write", options=f"{options} {WRITER}" if listen else ""
-        )
+        self._claims, self._writes = self._links(dsn, listen)
         self._extras = Extras(self._writes, self.name, min(self.poll_interval, CHORE_INTERVAL))
         self._writer = Writer(self._writes, self.name, self.counts, self._extras)
         self._slots = Slots(self.name, self._ended, self._freed)
@@ -114,6 +110,14 @@ class Worker:
         self.broken = asyncio.Event()  # set when the worker cannot go on: stop it
         self._loops: list[asyncio.Task[None]] = []
         self._claiming = self._closing = False
+
+    def _links(self, dsn: str | None, listen: bool) -> tuple[Link, Link]:
+        """The connections for claims and for writes."""
+        options, writer = (PLANNER, f"{PLANNER} {WRITER}") if listen else ("", "")
+        return (
+            Link(dsn, prepare=listen, application_name="pgqueue_ref:claim", options=options),
+            Link(dsn, prepare=listen, application_name="pgqueue_ref:write", options=writer),
+        )
 
     # -- life ---------------------------------------------------------------------------------------------------
 

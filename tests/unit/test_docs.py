@@ -108,6 +108,18 @@ def test_a_python_example_runs(block: Block, empty_database: str, tmp_path: Path
     run_python(block, empty_database, tmp_path)
 
 
+def test_the_suite_of_the_testing_guide_passes(empty_database: str, tmp_path: Path) -> None:
+    for block in blocks((ROOT / "docs" / "testing.md").read_text()):
+        if block.language == "python":
+            (tmp_path / block.text.splitlines()[0].removeprefix("# ")).write_text(block.text)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:locust", "-p", "no:schemathesis"], cwd=tmp_path,
+        env=environment("") | {"PGQUEUE_TEST_DSN": empty_database}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+
+
 @pytest.mark.parametrize("block", scripts(), ids=place)
 def test_the_cheap_commands_of_a_guide_run(block: Block, empty_database: str, programs: Path) -> None:
     run_shell(block, empty_database, programs)
