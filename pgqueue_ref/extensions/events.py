@@ -160,6 +160,8 @@ WITH picked AS MATERIALIZED (
 DELETE FROM pgqueue_events WHERE ctid = ANY (ARRAY(SELECT ctid FROM picked)) RETURNING id
 """
 
+COUNT = "SELECT count(*) FROM pgqueue_events WHERE at < now() - make_interval(secs => %(age)s)"
+
 ENABLED = """
 SELECT tgenabled <> 'D' FROM pg_trigger
 WHERE tgrelid = to_regclass('pgqueue_jobs') AND tgname = 'pgqueue_jobs_events_update'
@@ -258,6 +260,12 @@ def prune(age: Seconds, *, limit: int = BATCH) -> Operation[int]:
     """Delete up to `limit` events older than `age`, the oldest first; returns how many."""
     rows = yield Statement(PRUNE, {"age": seconds(age, "age"), "limit": whole(limit, "limit")})
     return len(rows)
+
+
+def count(age: Seconds) -> Operation[int]:
+    """How many events are older than `age`."""
+    ((events,),) = yield Statement(COUNT, {"age": seconds(age, "age")})
+    return int(events)
 
 
 def days() -> float:

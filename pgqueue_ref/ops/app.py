@@ -83,8 +83,8 @@ def complain(what: object, exit_code: int) -> int:
 # -- settings --------------------------------------------------------------------------------------------------
 
 
-def _export(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Set the option's environment variable; commands need not pass the value on."""
+def export(parameter: typer.CallbackParam, value: Any) -> Any:
+    """The callback of an option that sets its environment variable: its command need not pass the value on."""
     if value is not None:
         os.environ[str(parameter.envvar)] = str(value)
     return value
@@ -94,19 +94,19 @@ DatabaseUrl = Annotated[
     str | None,
     typer.Option(
         envvar="PGQUEUE_DATABASE_URL",
-        callback=_export,
+        callback=export,
         metavar="DSN",
         help="postgresql://user@host/database or key=value; the variable keeps a password out of process lists.",
     ),
 ]
 Schema = Annotated[
-    str | None, typer.Option(envvar="PGQUEUE_SCHEMA", callback=_export, help="Schema of the tables (search_path).")
+    str | None, typer.Option(envvar="PGQUEUE_SCHEMA", callback=export, help="Schema of the tables (search_path).")
 ]
 StatementTimeout = Annotated[
     int | None,
     typer.Option(
         envvar="PGQUEUE_STATEMENT_TIMEOUT_MS",
-        callback=_export,
+        callback=export,
         min=0,
         help="Milliseconds, 5000 unless given; 0 leaves the server's.",
     ),
@@ -120,9 +120,11 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many rows it would change, and change none.")]
 
 
-def command(panel: str, name: str | None = None, *, epilog: str | None = None) -> Callable[[Function], Function]:
+def command(
+    panel: str, name: str | None = None, *, epilog: str | None = None, group: typer.Typer = app
+) -> Callable[[Function], Function]:
     """Register a command of the queue, in this panel of the help: besides its own options it has those of `SETTINGS`,
-    which it need not know, because `_export` hands them on. (`app.command` registers one without.)
+    which it need not know, because `export` hands them on. (`app.command` registers one without.)
     """
 
     def register(function: Function) -> Function:
@@ -140,7 +142,7 @@ def command(panel: str, name: str | None = None, *, epilog: str | None = None) -
         with_settings.__annotations__ = {
             parameter.name: parameter.annotation for parameter in shown.parameters.values()
         }
-        app.command(name, rich_help_panel=panel, epilog=epilog)(with_settings)
+        group.command(name, rich_help_panel=panel, epilog=epilog)(with_settings)
         return function
 
     return register

@@ -1,15 +1,19 @@
 """What happened to a job and what will, moment by moment, from what its row remembers; `pgqueue-ref show` prints it.
 
-A row keeps one moment of each sort: of its attempts only the newest, of its errors no time at all. Whoever knows more
-of a job's past adds its moments in `timeline`, which puts them in order.
+A row keeps one moment of each sort: of its attempts only the newest, of its errors no time at all. Events know all of
+the past, where they are installed and were on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from pgqueue_ref.core import JobRow
+from pgqueue_ref.extensions.events import Event
+
+WORKERS = (" pgqueue_ref:claim", " pgqueue_ref:write")  # how they call their connections
 
 
 class Moment(NamedTuple):
@@ -20,8 +24,8 @@ class Moment(NamedTuple):
     detail: str = ""
 
 
-def timeline(job: JobRow) -> list[Moment]:
-    """The moments of one job, oldest first."""
+def timeline(job: JobRow, events: Sequence[Event] = ()) -> list[Moment]:
+    """The moments of one job, oldest first; what its row and an event both know is told by the event."""
     waits, runs = job.status in ("pending", "blocked"), job.status == "running"
     moments = [Moment(job.created_at, "pushed", f"{job.kind} to queue {job.queue}")]
     if job.started_at:
@@ -36,7 +40,22 @@ def timeline(job: JobRow) -> list[Moment]:
         moments.append(Moment(job.finished_at, job.status, "" if job.started_at else "never started"))
     if job.delete_after:
         moments.append(Moment(job.delete_after, "deleted", "by the next cleanup"))
-    return sorted(moments, key=lambda moment: moment.at)
+    told = {event.at for event in events}
+    return sorted([*map(moment_of, events), *(m for m in moments if m.at not in told)], key=lambda moment: moment.at)
+
+
+def moment_of(event: Event) -> Moment:
+    """An event in words."""
+    parts = [f"attempt {event.attempt}" if event.attempt else "", f"worker {event.worker}" if event.worker else ""]
+    if not event.actor.endswith(WORKERS):
+        parts.append(f"by {event.actor}")
+    if event.type in ("failed", "rescued"):
+        parts.append("no attempt left" if event.status == "failed" else "pending again")
+    detail = ", ".join(filter(None, parts))
+    if event.type == "pushed":
+        detail = f"{event.kind} to queue {event.queue}, {detail}"
+    message = (event.message or "").strip().splitlines()
+    return Moment(event.at, event.type, ": ".join(filter(None, [detail, *message[:1]])))
 
 
 def _attempt(job: JobRow) -> str:

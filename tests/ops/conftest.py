@@ -25,7 +25,10 @@ from pgqueue_ref.ops.api.settings import parse_tokens
 from pgqueue_ref.ops.app import run
 
 PAST = datetime(2001, 1, 1, tzinfo=UTC)
-SETTINGS = ("PGQUEUE_DATABASE_URL", "PGQUEUE_SCHEMA", "PGQUEUE_STATEMENT_TIMEOUT_MS", "PGQUEUE_MAX_IN_FLIGHT_JOBS")
+SETTINGS = (
+    "PGQUEUE_DATABASE_URL", "PGQUEUE_SCHEMA", "PGQUEUE_STATEMENT_TIMEOUT_MS", "PGQUEUE_MAX_IN_FLIGHT_JOBS",
+    "PGQUEUE_EVENTS_DAYS",
+)  # fmt: skip
 
 
 class Done(NamedTuple):

@@ -7,6 +7,7 @@ from . import (  # noqa: F401 - registered by being imported
     batches,
     capacity,
     doctor,
+    events,
     jobs,
     look,
     queues,

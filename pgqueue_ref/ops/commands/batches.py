@@ -65,9 +65,9 @@ def retry_all(
                     after, until=until, queue=queue, kind=kind, error_like=like, limit=rest, dry_run=dry
                 )
 
-            return _batches(connection, words, batch, op.FIRST_ENDING, dry=dry, total=found, most=limit)
+            return in_batches(connection, words, batch, op.FIRST_ENDING, dry=dry, total=found, most=limit)
 
-        _carry_out(words, go, yes=yes, dry_run=dry_run, as_json=as_json)
+        carry_out(words, go, yes=yes, dry_run=dry_run, as_json=as_json)
 
 
 @command(CHANGE)
@@ -99,9 +99,9 @@ def purge(
             def place(after: int) -> int:
                 return after - first
 
-            return _batches(connection, words, batch, first - 1, dry=dry, total=last - first, place=place)
+            return in_batches(connection, words, batch, first - 1, dry=dry, total=last - first, place=place)
 
-        _carry_out(words, go, yes=yes, dry_run=dry_run, as_json=as_json)
+        carry_out(words, go, yes=yes, dry_run=dry_run, as_json=as_json)
 
 
 @command(CHANGE)
@@ -126,9 +126,9 @@ def clear(
             def batch(after: object, so_far: int) -> Operation[op.Batch[Any]]:
                 return op.clear_batch(queue, until=until)
 
-            return _batches(connection, words, batch, until, dry=dry, total=found)
+            return in_batches(connection, words, batch, until, dry=dry, total=found)
 
-        _carry_out(words, go, yes=yes, dry_run=dry_run, as_json=as_json)
+        carry_out(words, go, yes=yes, dry_run=dry_run, as_json=as_json)
 
 
 @command(CHANGE, "reset-stuck")
@@ -189,7 +189,7 @@ class Go(Protocol):
     def __call__(self, found: int | None, *, dry: bool) -> int: ...
 
 
-def _carry_out(words: Words, go: Go, *, yes: bool, dry_run: bool, as_json: bool) -> None:
+def carry_out(words: Words, go: Go, *, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Count, ask, change, report."""
     found = go(None, dry=True) if dry_run or not yes else None
     jobs = found or 0
@@ -203,7 +203,7 @@ def _carry_out(words: Words, go: Go, *, yes: bool, dry_run: bool, as_json: bool)
         typer.echo(f"{f'would {words.do}' if dry_run else words.done} {words.jobs(jobs)}")
 
 
-def _batches(
+def in_batches(
     connection: psycopg.Connection[Any],
     words: Words,
     batch: Callable[[P, int], Operation[op.Batch[P]]],

@@ -9,6 +9,7 @@ import typer
 
 from pgqueue_ref.core import JobRow, Status, run
 from pgqueue_ref.core import operations as core
+from pgqueue_ref.extensions import events, installed
 
 from .. import operations as op
 from ..app import (
@@ -61,7 +62,7 @@ def list_(
     columns = ("id", "queue", "kind", "key", "status", "attempts", "at")
     rows = [(str(j.id), j.queue, j.kind, j.external_key, j.status, attempts(j), at(j)) for j in jobs]
     print_table(columns, rows, right=("id", "attempts", "at"))
-    _more(following)
+    more(following)
 
 
 @command(LOOK)
@@ -76,7 +77,7 @@ def failed(
     as_json: AsJson = False,
 ) -> None:
     """List failed jobs with their errors, the last failure first."""
-    start = None if before is None else _ending(before)
+    start = None if before is None else op.Ending(*place(before))
     with database() as connection:
         jobs = run(
             connection,
@@ -84,14 +85,14 @@ def failed(
         )
     following = None
     if len(jobs) == limit and (ended := jobs[-1].finished_at):
-        following = f"{ended.astimezone(UTC).isoformat()}/{jobs[-1].id}"
+        following = shown_place(ended, jobs[-1].id)
     if as_json:
         print_json({"jobs": [job_json(job) for job in jobs], "next": following})
         return
     columns = ("id", "queue", "kind", "attempts", "failed at", "error")
     rows = [(str(j.id), j.queue, j.kind, attempts(j), j.finished_at, newest_error(j)) for j in jobs]
     print_table(columns, rows, right=("id", "attempts", "failed at"))
-    _more(following)
+    more(following)
 
 
 @command(LOOK)
@@ -102,7 +103,8 @@ def show(
     """Show one job: payload, errors, attempts, and what happened when."""
     with database() as connection:
         job = run(connection, core.get(job_id))
-    moments = timeline(job)
+        known = run(connection, events.timeline(job_id)) if run(connection, installed(events.EVENTS)) else []
+    moments = timeline(job, known)
     if as_json:
         print_json(job_json(job) | {"timeline": [moment._asdict() for moment in moments]})
         return
@@ -118,6 +120,8 @@ def show(
         _section("metadata", json_text(job.metadata))
     if job.errors:
         _section("errors, oldest first", "\n".join(job.errors))
+    if raised := [event for event in known if event.traceback]:
+        _section(f"traceback of attempt {raised[-1].attempt}", raised[-1].traceback or "")
     _section("timeline", "\n".join(f"{cell(m.at)}  {m.event:<10}  {m.detail}".rstrip() for m in moments))
 
 
@@ -166,17 +170,23 @@ def pattern(error_like: str | None) -> str | None:
     return "%" + error_like.replace("\\", "\\\\").replace("_", "\\_") + "%"
 
 
-def _ending(before: str) -> op.Ending:
+def place(before: str) -> tuple[datetime, int]:
+    """Where a page ended that was ordered by time."""
     moment, _, id_ = before.rpartition("/")
     try:
         ended = datetime.fromisoformat(moment)
         if ended.utcoffset() is not None and id_.isdecimal():
-            return op.Ending(ended, int(id_))
+            return ended, int(id_)
     except ValueError:
         pass
     raise WrongUsage("--before is what the page before named, such as 2026-11-24T18:20:00+00:00/7")
 
 
-def _more(following: str | None) -> None:
+def shown_place(at: datetime, id_: int) -> str:
+    """What `place` reads."""
+    return f"{at.astimezone(UTC).isoformat()}/{id_}"
+
+
+def more(following: str | None) -> None:
     if following:
         typer.echo(f"there may be more: go on with --before {following}", err=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..app import DEPLOY, command
+from ..app import DEPLOY, command, export
 
 
 @command(DEPLOY)
@@ -40,6 +40,10 @@ def worker(
         typer.Option(min=1, max=65_535, help="Serve Prometheus metrics there; further processes at the ports after."),
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address that the metrics are served on.")] = "127.0.0.1",
+    events_days: Annotated[
+        float | None,
+        typer.Option(envvar="PGQUEUE_EVENTS_DAYS", callback=export, min=0, help="Prune older events; 7 unless given."),
+    ] = None,
 ) -> int:
     """Run handlers until SIGTERM or SIGINT."""
     from pgqueue_ref.worker import serve
