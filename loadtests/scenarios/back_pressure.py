@@ -15,12 +15,12 @@ class BackPressure(Scenario):
     """
 
     name = "back-pressure"
-    quick = {"seconds": 15.0}
+    quick = {"seconds": 17.0}
     positive = (*Scenario.positive, "seconds", "service", "limit")
     tolerates = ("QueueBusy",)
     seconds = 60.0  # of each phase
     slots = 4  # in each worker
-    service = 0.2  # seconds
+    service = 0.4  # seconds; so that the overload is 60 pushes a second: they take turns, and are not what is measured
     limit = 24  # jobs not terminal
     factor = 3.0  # overload, as a multiple of what the slots can serve
 

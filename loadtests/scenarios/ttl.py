@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pgqueue_ref.harness.ledger import Connection
@@ -92,12 +93,7 @@ class Ttl(Scenario):
         run.found("looks", len(seen), "", "at the table, in the steady phase")
         late = max((look[3] for look in seen), default=None)
         run.found("overdue_max", late, "s", "longest that a row outlived its TTL in the steady phase")
-        gone = next((look[0] for look in self._looks if look[0] >= heavy.at and look[2] == 0), None)
-        due = self._looks[0][0] + self._before + 1 if self._looks else None
-        taken = None if gone is None or due is None else gone - due
-        run.found(
-            "backlog_gone", taken, "s", f"until the last of {self.backlog} rows that fell due at once was deleted"
-        )
+        self._judge_backlog(run, [look for look in self._looks if look[0] >= heavy.at])
         clean, dirty = run.start_latency(before)["p99_ms"], run.start_latency(heavy)["p99_ms"]
         run.found("start_p99_nothing_due", clean, "ms", "start latency before any row is due")
         run.found("start_p99_backlog_due", dirty, "ms", "start latency while the backlog is deleted")
@@ -106,6 +102,16 @@ class Ttl(Scenario):
             "start_p99_ratio", ratio, "", f"cleanup as a multiple of none (taken as {FLOOR:g} ms where it is less)"
         )
         self._size(run, most)
+
+    def _judge_backlog(self, run: LoadRun, looks: Sequence[tuple[float, int, int, float, int]]) -> None:
+        """How long the rows that fell due at once were still there; `looks` from then on."""
+        due = self._looks[0][0] + self._before + 1 if self._looks else None
+        gone = next((look[0] for look in looks if look[2] == 0), None)
+        ended = gone if gone is not None else looks[-1][0] if looks else None
+        taken = None if ended is None or due is None else ended - due
+        words = "until the last of them was deleted" if gone is not None else "in which they were not deleted"
+        run.found("backlog_left", looks[-1][2] if looks else None, "rows", f"of {self.backlog} that fell due at once")
+        run.found("backlog_gone", taken, "s", words)
 
     def _size(self, run: LoadRun, most: float) -> None:
         """Bytes: rows of the model, the backlog, and the dead versions between two visits of autovacuum."""

@@ -174,7 +174,7 @@ class Session:
             self.run.prepare()
             writer = StatsCSVFileWriter(environment, PERCENTILES_TO_REPORT, str(self.run.directory / "locust"))
             self._csv = (writer, gevent.spawn(writer))
-        except _USAGE as error:
+        except Exception as error:  # noqa: BLE001  # Locust would swallow it and go on with half a run
             self.abort(error)
 
     def _on_spawned(self, **_: Any) -> None:
