@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
-from hdrh.log import HistogramLogWriter
+from hdrh.log import HistogramLogReader, HistogramLogWriter
 
 LONGEST = 3600.0  # seconds; what is longer is recorded as this, and shows as the maximum
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
@@ -79,6 +79,23 @@ class Latencies:
             for number, histogram in sorted(self._windows.items()):
                 start = began + number * self.width
                 writer.output_interval_histogram(histogram, start, start + self.width, 1000.0)
+
+
+def saved(file: Path, began: float, width: float) -> dict[int, dict[int, int]]:
+    """What `save` wrote: for each window, by its number, how often each value (microseconds, to 1 %) was recorded.
+
+    `began` and `width` are those of the run. A damaged line ends it without a word; compare the counts. Raises
+    `OSError`.
+    """
+    reader = HistogramLogReader(str(file), _histogram(digits=2))
+    windows = {}
+    while (histogram := reader.get_next_interval_histogram()) is not None:
+        number = round((histogram.get_start_time_stamp() / 1000 - began) / width)
+        windows[number] = {
+            e.value_iterated_to: e.count_added_in_this_iter_step for e in histogram.get_recorded_iterator()
+        }
+    reader.close()
+    return windows
 
 
 def _histogram(digits: int) -> Any:

@@ -18,6 +18,7 @@ WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 78, 30, 16, 60  # room for half a label on the right
 STYLES = 6
 MARK_ROW = 24  # a row of mark labels above the plot
+RATIO_ROW = 46  # a name and its interval
 SECONDS = "seconds from the start"
 
 
@@ -73,6 +74,44 @@ def line_plot(
         f"<figure>{caption}{_legend(series)}"
         f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)} in {escape(unit)}">'
         f"{body}</svg>{_mark_legend(keyed)}{f'<p class=note>{escape(note)}</p>' if note else ''}</figure>"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A named ratio with its interval; all positive."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def ratio_plot(title: str, intervals: Sequence[Interval], *, note: str = "") -> str:
+    """A figure of ratios with their intervals, each under its name, around the line of 1, on a logarithmic axis."""
+    caption = f"<figcaption><b>{escape(title)}</b> <span>as ratios, logarithmic</span></figcaption>"
+    if not intervals:
+        return f'<figure>{caption}<p class="empty">Nothing was measured.</p></figure>'
+    furthest = max(abs(math.log2(end)) for i in intervals for end in (i.low, i.high))
+    reach = max(1, math.ceil(furthest))
+    step = math.ceil(reach / 3)  # seven ticks at most
+    ticks = [2.0**n for n in range(-step * math.ceil(reach / step), reach + step, step)]
+    inner = _scale(math.log2(ticks[0]), math.log2(ticks[-1]), LEFT / 2, WIDTH - LEFT / 2)
+    height = TOP + RATIO_ROW * len(intervals) + 40
+    body = ""
+    for tick in ticks:
+        x, style = inner(math.log2(tick)), "mark phase" if tick == 1 else "grid"
+        body += f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - 36}"/>'
+        body += f'<text x="{x:.1f}" y="{height - 12}" text-anchor="middle">{number(tick)}</text>'
+    for row, interval in enumerate(intervals):
+        low, value, high = (inner(math.log2(v)) for v in (interval.low, interval.value, interval.high))
+        top = TOP + RATIO_ROW * row
+        body += f'<text x="8" y="{top + 16}">{escape(interval.name)}</text>'
+        body += f'<path class="line c0" d="M{low:.1f} {top + 30}L{high:.1f} {top + 30}"/>'
+        body += f'<circle class="dot c0" cx="{value:.1f}" cy="{top + 30}" r="5"/>'
+    return (
+        f'<figure>{caption}<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
+        f"{body}</svg>{f'<p class=note>{escape(note)}</p>' if note else ''}</figure>"
     )
 
 

@@ -21,7 +21,16 @@ COMMANDS = (
     "stats", "watch --count 1", "list", "failed", "show 1", "push mail", "retry 1", "retry-all --yes", "cancel 1 --yes",
     "pause default", "resume default", "purge 30 --yes", "clear default --yes", "reset-stuck --yes",
 )  # fmt: skip
-ELSEWHERE = {"migrate", "schema", "worker", "doctor", "capacity", "api", "dev"}  # commands with tests of their own
+ELSEWHERE = {
+    "migrate",
+    "schema",
+    "worker",
+    "doctor",
+    "capacity",
+    "report",
+    "api",
+    "dev",
+}  # commands with tests of their own
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from . import (  # noqa: F401 - registered by being imported
     jobs,
     look,
     queues,
+    report,
     schema,
     serving,
     workers,
