@@ -108,7 +108,7 @@ def ratio_plot(title: str, intervals: Sequence[Interval], *, note: str = "") -> 
         top = TOP + RATIO_ROW * row
         body += f'<text x="8" y="{top + 16}">{escape(interval.name)}</text>'
         body += f'<path class="line c0" d="M{low:.1f} {top + 30}L{high:.1f} {top + 30}"/>'
-        body += f'<circle class="dot c0" cx="{value:.1f}" cy="{top + 30}" r="5"/>'
+        body += _dot(value, top + 30, "c0")
     return (
         f'<figure>{caption}<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
         f"{body}</svg>{f'<p class=note>{escape(note)}</p>' if note else ''}</figure>"

@@ -117,8 +117,8 @@ def _arrival_plots(result: Document, marks: Sequence[Mark]) -> list[str]:
     ]
 
 
-def server_plots(samples: Sequence[Document], marks: Sequence[Mark]) -> list[str]:
-    """The plots of what the sampler saw, also while it still samples; of nothing but zeros there is none."""
+def server_plots(samples: Sequence[Document], marks: Sequence[Mark], *, zeros: bool = False) -> list[str]:
+    """The plots of what the sampler saw; those of nothing but zeros only on demand, as while it still samples."""
     plain: list[tuple[str, str, str, list[Series]]] = [
         ("Depth by status", "jobs", "Sampled once a second.", _depth(samples)),
         ("Connections against the limit", "connections", CONNECTIONS_NOTE, _connections(samples)),
@@ -141,7 +141,7 @@ def server_plots(samples: Sequence[Document], marks: Sequence[Mark]) -> list[str
     return [
         line_plot(title, series, unit=unit, note=note, marks=marks)
         for title, unit, note, series in plain
-        if any(value for line in series for value in line.values)
+        if zeros or any(value for line in series for value in line.values)
     ]
 
 

@@ -135,17 +135,11 @@ def _plots(run: LoadRun) -> list[str]:
         Series("pushed", times, [point.pushed for point in live]),
         Series("finished", times, [point.finished for point in live]),
     ]
-    depth, connections, dead, *others = server_plots([sample(row) for row in run.measured.samples], marks)
     unit = "milliseconds, logarithmic"
     start = line_plot("Start latency", [Series("p99", times, latency)], unit=unit, note=note, log=True, marks=marks)
-    return [
-        depth,
-        connections,
-        dead,
-        start,
-        line_plot("Throughput", rates, unit="jobs per second", marks=marks),
-        *others,
-    ]
+    throughput = line_plot("Throughput", rates, unit="jobs per second", marks=marks)
+    server = server_plots([sample(row) for row in run.measured.samples], marks, zeros=True)
+    return [*server[:3], start, throughput, *server[3:]]
 
 
 def _marks(run: LoadRun) -> list[Mark]:
