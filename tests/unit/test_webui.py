@@ -86,7 +86,7 @@ def test_the_tab_follows_a_run_from_before_its_start_to_its_verdict(start: Start
     for title in ("Depth by status", "Connections against the limit", "Dead tuples of the job table", "Start latency"):
         figure = re.search(rf"<b>{title}</b>.*?</figure>", page, re.DOTALL)
         assert figure is not None
-        assert '<path class="line' in figure[0]
+        assert re.search('<(path|circle) class="(line|dot) c0"', figure[0])
     assert post(f"{base}/stop")["success"]  # answers when the run was judged
     assert "FAIL, exit code 4" in get(f"{base}/queue")[1]
     status, report = get(f"{base}/queue/report")
