@@ -36,8 +36,9 @@ def capacity(*arguments: object) -> int:
 
 
 def test_a_plan_says_what_to_run_what_binds_and_what_rules_of_thumb_give(
-    measured: Path, tmp_path: Path, capsys: Captured
+    measured: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # or words are broken where a test process has a narrower one
     assert capacity("plan", "-m", measured, "--rate", 60, "--wait-p99", "500ms", "--report", tmp_path / "out") == 0
     text = capsys.readouterr().out
     for words in ("feasible: 60 jobs/s", "binding: connections", "what moves it", "1.5 x rate x duration", "plan.html"):
