@@ -39,7 +39,8 @@ def double(job):
 
 
 def environment(dsn: str | None) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PGQUEUE_")}
+    # Without COLUMNS, which test processes have: tables are as wide as they need.
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PGQUEUE_", "COLUMNS"))}
     return kept | {"PYTHONPATH": str(ROOT)} | ({"PGQUEUE_DATABASE_URL": dsn} if dsn else {})
 
 
