@@ -259,6 +259,22 @@ def progress(what: str, total: float | None) -> Iterator[Callable[[float, int], 
         yield lambda done, jobs: bar.update(task, completed=done, jobs=jobs)
 
 
+# -- what is given ---------------------------------------------------------------------------------------------
+
+
+def moment(option: str, given: str | None) -> datetime | None:
+    """The moment that an option names."""
+    if given is None:
+        return None
+    try:
+        found = datetime.fromisoformat(given)
+        if found.utcoffset() is not None:
+            return found
+    except ValueError:
+        pass
+    raise WrongUsage(f"{option} is a moment with a time zone, such as 2026-11-24T18:20:00+00:00")
+
+
 # -- what is asked ---------------------------------------------------------------------------------------------
 
 

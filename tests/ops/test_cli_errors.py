@@ -21,16 +21,10 @@ COMMANDS = (
     "stats", "watch --count 1", "list", "failed", "show 1", "push mail", "retry 1", "retry-all --yes", "cancel 1 --yes",
     "pause default", "resume default", "purge 30 --yes", "clear default --yes", "reset-stuck --yes",
 )  # fmt: skip
+# Commands with tests of their own.
 ELSEWHERE = {
-    "migrate",
-    "schema",
-    "worker",
-    "doctor",
-    "capacity",
-    "report",
-    "api",
-    "dev",
-}  # commands with tests of their own
+    "migrate", "schema", "worker", "doctor", "capacity", "report", "api", "dev", "events", "schedules",
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -17,5 +17,12 @@ class _Queue(StringConvertor):
     regex = r"[\s\S]+"
 
 
+class _Schedule(StringConvertor):
+    """As a queue's name, but not one that ends like what is done to a schedule: its path would be taken for that."""
+
+    regex = r"(?![\s\S]*/(?:pause|resume|run)$)[\s\S]+"
+
+
 register_url_convertor("job", _Job())
 register_url_convertor("queue", _Queue())
+register_url_convertor("schedule", _Schedule())

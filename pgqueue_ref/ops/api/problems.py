@@ -32,6 +32,7 @@ from pgqueue_ref.core import (
     SchemaMissing,
     StatementTimeout,
 )
+from pgqueue_ref.extensions.schedules import ScheduleNotFound
 
 log = logging.getLogger("pgqueue_ref.api")
 
@@ -61,6 +62,7 @@ PROBLEMS: Final[dict[str, Kind]] = {
     "not_found": Kind(404, "There is nothing at this path", "see /docs for the paths"),
     "method_not_allowed": Kind(405, "The path does not know this method", "the header Allow names those it knows"),
     "job_not_found": Kind(404, "No such job", "it may have been deleted after its time to live"),
+    "schedule_not_found": Kind(404, "No such schedule", "list the schedules for their names"),
     "wrong_status": Kind(409, "The job's status does not allow it", "look at the job's status"),
     "queue_busy": Kind(429, "The queue is full", "wait as long as Retry-After says, then try again"),
     "schema_missing": Kind(503, "The queue's tables are missing or out of date", "run `pgqueue-ref migrate`"),
@@ -77,6 +79,7 @@ PROBLEMS: Final[dict[str, Kind]] = {
 BY_ERROR: Final[tuple[tuple[type[QueueError], str], ...]] = (
     (InvalidJob, "invalid_job"),
     (JobNotFound, "job_not_found"),
+    (ScheduleNotFound, "schedule_not_found"),
     (QueueBusy, "queue_busy"),
     (SchemaMissing, "schema_missing"),
     (ConnectionLimit, "server_full"),

@@ -12,6 +12,7 @@ from . import (  # noqa: F401 - registered by being imported
     look,
     queues,
     report,
+    schedules,
     schema,
     serving,
     workers,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -16,11 +15,11 @@ from ..app import (
     LOOK,
     AsJson,
     DryRun,
-    WrongUsage,
     Yes,
     app,
     command,
     database,
+    moment,
     print_json,
     print_table,
 )
@@ -67,7 +66,7 @@ def list_(
 ) -> None:
     """List events, newest first. Those of a job stay when it is deleted."""
     start = None if before is None else op.Place(*place(before))
-    bounds = {"since": _moment("--since", since), "until": _moment("--until", until)}
+    bounds = {"since": moment("--since", since), "until": moment("--until", until)}
     with database() as connection:
         found = run(connection, op.newest(type=type_, job_id=job_id, before=start, limit=limit, **bounds))
     following = shown_place(found[-1].at, found[-1].id) if len(found) == limit else None
@@ -101,15 +100,3 @@ def prune(
             return in_batches(connection, words, batch, 0, dry=dry, total=found)
 
         carry_out(words, go, yes=yes, dry_run=dry_run, as_json=as_json)
-
-
-def _moment(option: str, given: str | None) -> datetime | None:
-    if given is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(given)
-        if moment.utcoffset() is not None:
-            return moment
-    except ValueError:
-        pass
-    raise WrongUsage(f"{option} is a moment with a time zone, such as 2026-11-24T18:20:00+00:00")

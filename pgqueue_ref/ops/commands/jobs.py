@@ -43,13 +43,14 @@ def push(
 
     Prints its id and whether it is new, as JSON.
     """
-    decoded = _decode(payload)
+    decoded = decode(payload)
     with Queue.connect(max_in_flight=max_in_flight_jobs) as connected:
         pushed = connected.push(kind, decoded, key=key, delay=delay, priority=priority, queue=queue)
     typer.echo(json.dumps(pushed._asdict()))
 
 
-def _decode(payload: str) -> Any:
+def decode(payload: str) -> Any:
+    """What `--payload` holds."""
     try:
         return json.loads(payload)
     except (ValueError, RecursionError) as error:
