@@ -361,7 +361,18 @@ def run_suite(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
     (tmp_path / "pgqueue_ref.py").write_text("raise ModuleNotFoundError('not installed')")
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--core-package", "acme_jobs", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:pgqueue",
+            "--core-package",
+            "acme_jobs",
+            *options,
+        ]
         return subprocess.run(
             command, cwd=tmp_path, env=importing(tmp_path), capture_output=True, text=True, check=False
         )
