@@ -265,3 +265,19 @@ Index(
     _schedules.c.name,
     postgresql_where=text("next_at IS NOT NULL AND paused_at IS NULL"),
 )
+
+_results = Table(
+    "pgqueue_results",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("stored_at", _MOMENT, nullable=False, server_default=_NOW),
+    Column("delete_after", _MOMENT),
+    Column("duration", Double),
+    Column("attempt", Integer, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("worker", Text),
+    Column("value", JSONB, nullable=False, server_default=text("'null'")),
+    Column("error", Text),
+)
+Index("pgqueue_results_cleanup", _results.c.delete_after, postgresql_where=text("delete_after IS NOT NULL"))

@@ -7,8 +7,9 @@ of `pgqueue_ref.sqlalchemy`, and a page in `docs/extensions`.
 
 from .events import EVENTS
 from .extension import Chore, Extension, installed, within
+from .results import RESULTS
 from .schedules import SCHEDULES
 
-EXTENSIONS: tuple[Extension, ...] = (EVENTS, SCHEDULES)
+EXTENSIONS: tuple[Extension, ...] = (EVENTS, RESULTS, SCHEDULES)
 
 __all__ = ["EXTENSIONS", "Chore", "Extension", "installed", "within"]

@@ -19,9 +19,10 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple, get_args
 
-from ..core import Failure, InvalidJob, Operation, Seconds, Statement, Status, seconds
-from ..core import operations as op
-from ..core.jobs import ellipsis, moment, whole
+from pgqueue_ref.core import Failure, InvalidJob, Operation, Seconds, Statement, Status, seconds
+from pgqueue_ref.core import operations as op
+from pgqueue_ref.core.jobs import ellipsis, moment, whole
+
 from .extension import Chore, Extension, within
 
 Type = Literal[

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from ..core import Operation, Statement
+from pgqueue_ref.core import Operation, Statement
 
 T = TypeVar("T")
 

@@ -7,12 +7,13 @@ is logged and costs neither the others nor the worker.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
 
-from pgqueue_ref.core import Operation, QueueError
-from pgqueue_ref.extensions import EXTENSIONS, Chore, installed
+from pgqueue_ref.core import Operation, QueueError, SchemaMissing
+from pgqueue_ref.extensions import EXTENSIONS, Chore, Extension, installed
 
 from .link import Link
 
@@ -36,13 +37,15 @@ class Extras:
         (self.installed,) = await self._link.run(installed(*EXTENSIONS))
         self._due = {name: self._due.get(name, 0.0) for name in self._chores()}
 
+    def has(self, extension: Extension) -> bool:
+        """Whether it is installed, as far as is known."""
+        return extension.name in (self.installed or ())
+
     def _chores(self) -> dict[str, Callable[[], Operation[Chore]]]:
-        return {one.name: one.chore for one in EXTENSIONS if one.chore and one.name in (self.installed or ())}
+        return {one.name: one.chore for one in EXTENSIONS if one.chore and self.has(one)}
 
     async def turn(self) -> None:
         """Every chore once, due or not; raises what the database says."""
-        if self.installed is None:
-            await self.find()
         for name, chore in self._chores().items():
             await self._do(name, chore)
 
@@ -50,13 +53,16 @@ class Extras:
         """Chores when they are due, until cancelled."""
         while True:
             for name, chore in self._chores().items():
-                if self._due[name] <= time.monotonic():
+                if self._due.get(name, float("inf")) <= time.monotonic():
                     try:
                         await self._do(name, chore)
                     except QueueError as error:
                         self._due[name] = time.monotonic() + RETRY
                         words = "maintenance of %s failed, next try in %g s: %s"
                         log.warning(words, name, RETRY, error, extra={"worker": self._worker})
+                        if isinstance(error, SchemaMissing):  # it may be gone
+                            with contextlib.suppress(QueueError):
+                                await self.find()
             later = min(self._due.values(), default=RETRY) - time.monotonic()
             await asyncio.sleep(max(self._pause, later))
 

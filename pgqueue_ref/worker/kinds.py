@@ -54,6 +54,7 @@ class Kind:
     concurrency: int | Callable[[], int] | None
     terminal_ttl: Ttl | Callable[[], Ttl]
     max_errors: int
+    result_ttl: float | None
     is_async: bool
     running: int = field(default=0, init=False)  # attempts that hold a slot
 
@@ -84,6 +85,7 @@ class Kinds:
         concurrency: int | Callable[[], int] | None = None,
         terminal_ttl: Ttl | Callable[[], Ttl] = DEFAULT_TTL,
         max_errors: int = 10,
+        result_ttl: Ttl = 0.0,
     ) -> Callable[[H], H]:
         """Register the decorated function as the handler of a kind.
 
@@ -91,7 +93,9 @@ class Kinds:
         that takes longer; a thread cannot be stopped, so it keeps its slot until it ends, and its outcome is discarded.
         `backoff` maps attempts spent to seconds. `concurrency` bounds the attempts at once in one worker process (None:
         the worker's bound), `terminal_ttl` is how long succeeded jobs stay (0: not at all, None: until purged); both
-        may be callables, asked again at each turn. `max_errors` is how many messages a job keeps. Raises `InvalidJob`.
+        may be callables, asked again at each turn. `max_errors` is how many messages a job keeps, `result_ttl` how long
+        what the handler returned is kept, which must be JSON (0: not at all, None: until deleted; see
+        `extensions.results`). Raises `InvalidJob`.
         """
         text(kind, "kind")
         whole(max_attempts, "max_attempts")
@@ -100,6 +104,7 @@ class Kinds:
             whole(concurrency, "concurrency", 0)
         if terminal_ttl is not None and not callable(terminal_ttl):
             seconds(terminal_ttl, "terminal_ttl")
+        keep = None if result_ttl is None else seconds(result_ttl, "result_ttl")
         timeout = None if attempt_timeout is None else seconds(attempt_timeout, "attempt_timeout")
         if timeout == 0:
             raise InvalidJob("attempt_timeout must be above 0; None is no timeout")
@@ -121,6 +126,7 @@ class Kinds:
                 concurrency,
                 terminal_ttl,
                 max_errors,
+                keep,
                 is_async=inspect.iscoroutinefunction(handler)
                 or inspect.iscoroutinefunction(getattr(handler, "__call__", None)),  # noqa: B004 - an instance with async __call__
             )

@@ -21,6 +21,7 @@ from typing import Any
 
 from pgqueue_ref.core import Job, seconds
 from pgqueue_ref.core.jobs import DEFAULT_TTL
+from pgqueue_ref.extensions.results import Returned, returned
 
 from .kinds import COMPLETED, Cancel, Ignore, Kind, RetryAfter, Snooze
 from .threads import Threads
@@ -56,6 +57,7 @@ class Attempt:
     ending: Ending | None = None
     ignored: bool = False
     ttl: float | None = None
+    returned: Returned | None = None  # where the kind keeps results
     delay: float = 0.0
     error: str = ""
     traceback: str = ""
@@ -184,6 +186,13 @@ class Slots:
             value.close()
             self._failed(attempt, "the handler returned a coroutine that was never awaited: register an async def")
             return
+        if attempt.kind.result_ttl != 0:
+            # On the event loop, as jobs are decoded: a result as large as may be kept takes some ten milliseconds.
+            job = attempt.job
+            attempt.returned = returned(job, value, time.monotonic() - attempt.began)
+            if error := attempt.returned.error:
+                words = "job %d (%s) attempt %d: its result is not kept: %s"
+                log.error(words, job.id, job.kind, job.attempt, error, extra=about(job, self._worker))
         try:
             attempt.ttl = attempt.kind.ttl()
         except Exception:

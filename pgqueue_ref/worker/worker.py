@@ -13,6 +13,7 @@ the attempt); a lease is lost (the next heartbeat tells, the attempt is cancelle
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -31,12 +32,14 @@ from pgqueue_ref.core import (
     Operation,
     Position,
     QueueError,
+    SchemaMissing,
     Seconds,
     Want,
     seconds,
 )
 from pgqueue_ref.core import operations as op
 from pgqueue_ref.core.jobs import text, whole
+from pgqueue_ref.extensions.results import RESULTS
 
 from .bell import Bell
 from .extras import Extras
@@ -134,7 +137,7 @@ class Worker:
             return
         try:
             await self._claims.run(op.chores())  # says so when the schema is missing
-            await self._extras.find()
+            await self._meet_extensions()
         except QueueError:
             await self.close()
             raise
@@ -203,6 +206,8 @@ class Worker:
         did; raises what the database says. Keeps no leases, so handlers must be shorter than theirs.
         """
         before = self.counts.copy()
+        if self._extras.installed is None:
+            await self._meet_extensions()
         await self._extras.turn()
         self._chores_at = self._full_look_at = 0.0
         while await self._look(ask=True) == 0.0 and not self._writer.held:
@@ -214,6 +219,13 @@ class Worker:
                 await self._news.wait()
             await self._writer.flush()
         return self.counts - before
+
+    async def _meet_extensions(self) -> None:
+        await self._extras.find()
+        keep = [kind.name for kind in self.kinds if kind.result_ttl != 0]
+        if keep and not self._extras.has(RESULTS):
+            words = "results of %s are not kept: the extension is not installed, run `pgqueue-ref migrate`"
+            log.warning(words, ", ".join(keep), extra={"worker": self.name})
 
     async def close(self) -> None:
         """Drop the connections; they come back when needed."""
@@ -379,6 +391,9 @@ class Worker:
                 patience.reset()
             except QueueError as error:
                 await first(self._complain("write", error, patience), self._hurry)
+                if isinstance(error, SchemaMissing):  # of an extension, perhaps: endings are written without it
+                    with contextlib.suppress(QueueError):
+                        await self._extras.find()
                 self._news.set()
 
     async def _do_chores(self) -> None:

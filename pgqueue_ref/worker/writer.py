@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from pgqueue_ref.core import (
     StatementTimeout,
 )
 from pgqueue_ref.core import operations as op
-from pgqueue_ref.extensions import events
+from pgqueue_ref.extensions import events, results
 
 from .extras import Extras
 from .link import Link
@@ -96,7 +96,7 @@ class Writer:
         while todo:
             attempts = todo.pop()
             try:
-                (answer,) = await self._link.run(_operation(attempts, self._extras.installed or frozenset()))
+                (answer,) = await self._link.run(self._operation(attempts))
             except asyncio.CancelledError:  # at the end of a stop's patience, which counts what is left
                 self.buffer[:0] = attempts + [attempt for more in todo for attempt in more]
                 raise
@@ -124,6 +124,26 @@ class Writer:
                 self._written(attempts, answer)
         if waited:
             raise waited[-1]
+
+    def _operation(self, attempts: list[Attempt]) -> Operation[Any]:
+        """What writes attempts that ended alike (`_apart`), with what the extensions keep of them."""
+        first, jobs = attempts[0], [attempt.job for attempt in attempts]
+        if first.ending is Ending.COMPLETE:
+            outcomes = [attempt.returned for attempt in attempts if attempt.returned]
+            if outcomes and self._extras.has(results.RESULTS):
+                keep = first.kind.result_ttl
+                return results.complete_many(outcomes, ttl=first.ttl, result_ttl=keep, worker=self._worker)
+            return op.complete_many(jobs, ttl=first.ttl)
+        if first.ending is Ending.SNOOZE:
+            return op.snooze_many(jobs, first.delay)
+        if first.ending is Ending.RELEASE:
+            return op.release_many(jobs)
+        cancel = first.ending is Ending.CANCEL
+        failures = [Failure(attempt.job, attempt.error, attempt.delay, cancel=cancel) for attempt in attempts]
+        tracebacks = {attempt.key: attempt.traceback for attempt in attempts if attempt.traceback}
+        if tracebacks and self._extras.has(events.EVENTS):
+            return events.fail_many(failures, tracebacks, max_errors=first.kind.max_errors)
+        return op.fail_many(failures, max_errors=first.kind.max_errors)
 
     def _written(self, attempts: list[Attempt], answer: Any) -> None:
         counts, ending = self._counts, attempts[0].ending
@@ -183,26 +203,10 @@ def _passes(error: QueueError) -> bool:
     return isinstance(error, PASSING) or (getattr(error.__cause__, "sqlstate", None) or "").startswith(PASSING_STATES)
 
 
-def _apart(attempt: Attempt) -> float | int | None:
+def _apart(attempt: Attempt) -> Hashable:
     """What attempts written by one statement have in common."""
     if attempt.ending is Ending.COMPLETE:
-        return attempt.ttl
+        return attempt.ttl, attempt.kind.result_ttl
     if attempt.ending is Ending.SNOOZE:
         return attempt.delay
     return attempt.kind.max_errors
-
-
-def _operation(attempts: list[Attempt], installed: frozenset[str]) -> Operation[Any]:
-    first, jobs = attempts[0], [attempt.job for attempt in attempts]
-    if first.ending is Ending.COMPLETE:
-        return op.complete_many(jobs, ttl=first.ttl)
-    if first.ending is Ending.SNOOZE:
-        return op.snooze_many(jobs, first.delay)
-    if first.ending is Ending.RELEASE:
-        return op.release_many(jobs)
-    cancel = first.ending is Ending.CANCEL
-    failures = [Failure(attempt.job, attempt.error, attempt.delay, cancel=cancel) for attempt in attempts]
-    tracebacks = {attempt.key: attempt.traceback for attempt in attempts if attempt.traceback}
-    if tracebacks and events.EVENTS.name in installed:
-        return events.fail_many(failures, tracebacks, max_errors=first.kind.max_errors)
-    return op.fail_many(failures, max_errors=first.kind.max_errors)
