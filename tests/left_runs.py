@@ -96,6 +96,7 @@ def _facts(name: str, seconds: int, settings: dict[str, str]) -> dict[str, Any]:
         "began_epoch": BEGAN,
         "parameters": {"rate": 20.0},
         "faults": [],
-        "trace": {"source": "spike: rate 20.0", "jobs": seconds * RATE},
-        "settings": {},
+        "trace": {"source": "spike: rate 20.0", "jobs": seconds * RATE, "seconds": seconds, "service_seconds": 1.0,
+                  "kinds": {"job": seconds * RATE}, "acknowledgement": []},
+        "settings": {"workers": 2, "slots_per_worker": 20, "producers": 32},
     }  # fmt: skip

@@ -6,6 +6,7 @@ Called by the reports, the index and Locust's tab, which alone brings a script.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -34,8 +35,8 @@ def section(title: str, body: str) -> str:
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of plain text, in a box that scrolls; without a head when every name is empty."""
-    # A dotted name may break after its dots.
-    cells = [[escape(row[0]).replace(".", ".<wbr>"), *map(escape, row[1:])] for row in rows]
+    # A name may break after its dots and underscores.
+    cells = [[re.sub(r"([._])", r"\1<wbr>", escape(row[0])), *map(escape, row[1:])] for row in rows]
     return html_table(names, cells)
 
 

@@ -95,14 +95,16 @@ def ratio_plot(title: str, intervals: Sequence[Interval], *, note: str = "") -> 
     furthest = max(abs(math.log2(end)) for i in intervals for end in (i.low, i.high))
     reach = max(1, math.ceil(furthest))
     step = math.ceil(reach / 3)  # seven ticks at most
-    ticks = [2.0**n for n in range(-step * math.ceil(reach / step), reach + step, step)]
+    ends = step * math.ceil(reach / step)
+    ticks = [2.0**n for n in range(-ends, ends + 1, step)]
     inner = _scale(math.log2(ticks[0]), math.log2(ticks[-1]), LEFT / 2, WIDTH - LEFT / 2)
     height = TOP + RATIO_ROW * len(intervals) + 40
     body = ""
     for tick in ticks:
         x, style = inner(math.log2(tick)), "mark phase" if tick == 1 else "grid"
         body += f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - 36}"/>'
-        body += f'<text x="{x:.1f}" y="{height - 12}" text-anchor="middle">{number(tick)}</text>'
+        label = number(tick) if tick >= 1 else f"1/{number(1 / tick)}"
+        body += f'<text x="{x:.1f}" y="{height - 12}" text-anchor="middle">{label}</text>'
     for row, interval in enumerate(intervals):
         low, value, high = (inner(math.log2(v)) for v in (interval.low, interval.value, interval.high))
         top = TOP + RATIO_ROW * row

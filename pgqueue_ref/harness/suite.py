@@ -12,6 +12,7 @@ import datetime
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,18 +61,26 @@ def _run_all(runs: Path, summary: Path | None, options: Sequence[str]) -> int:
         sys.stderr.write(f"--summary {summary}: there is no such directory; make it first\n")
         return Exit.CRASH_OR_USAGE
     directory = runs / f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}-all"
-    codes: dict[str, int] = {}
+    try:
+        directory.mkdir(parents=True)
+    except OSError as error:
+        sys.stderr.write(f"--runs {runs}: {directory.name} cannot be made there ({error.strerror})\n")
+        return Exit.CRASH_OR_USAGE
+    ended: dict[str, index.Ended] = {}
+    _say(f"index: {index.write_index(directory, [], names, ended)}")
     for number, name in enumerate(names, start=1):
         _say(f"\n-- {number} of {len(names)}: {name} --")
-        codes[name] = _run(name, directory, [*options, "--summary", str(_figures(directory, name))])
-        page = index.write_index(directory, _directories(directory), names)
+        began = time.monotonic()
+        code = _run(name, directory, [*options, "--summary", str(_figures(directory, name))])
+        ended[name] = index.Ended(code, time.monotonic() - began)
+        page = index.write_index(directory, _directories(directory), names, ended)
     _say("")
-    for name, code in codes.items():
-        _say(f"{'PASS' if code == 0 else 'FAIL':4}  {name:<20} exit {code}")
+    for name, end in ended.items():
+        _say(f"{'PASS' if end.code == 0 else 'FAIL':4}  {name:<20} exit {end.code}")
     _say(f"index: {page}")
     if summary is not None:
         _merge(summary, [_figures(directory, name) for name in names])
-    return worst(codes.values())
+    return worst(end.code for end in ended.values())
 
 
 def worst(codes: Any) -> Exit:
@@ -82,7 +91,6 @@ def worst(codes: Any) -> Exit:
 
 
 def _figures(directory: Path, name: str) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
     return directory / f"{name}.json"
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from left_runs import left_run
 
 from pgqueue_ref.harness import suite
-from pgqueue_ref.harness.index import write_index
+from pgqueue_ref.harness.index import Ended, write_index
 from pgqueue_ref.harness.slo import Exit
 from pgqueue_ref.harness.suite import worst
 
@@ -32,30 +34,78 @@ def test_the_worst_news_is_the_exit_code(codes: list[int], code: Exit) -> None:
     assert worst(codes) is code
 
 
-def write_run(directory: Path, scenario: str, code: int = 0, reasons: Sequence[str] = ()) -> Path:
-    run = directory / f"20270101T000000-{scenario}"
-    run.mkdir(parents=True)
+def write_run(directory: Path, scenario: str, code: int = 0, reasons: Sequence[str] = (), **settings: str) -> Path:
     result: dict[str, Any] = {
         "scenario": scenario,
         "verdict": {"passed": code == 0, "exit_code": code, "outcome": "", "reasons": list(reasons)},
-        "ledger": {"completed": 1234, "lost": 0, "unexpected": 0},
-        "latency": {"start": {"p99_ms": 12.5}},
     }
-    (run / "result.json").write_text(json.dumps(result))
-    return run
+    return left_run(directory / f"20270101T000000-{scenario}", seconds=1, result=result, settings=settings)
+
+
+def card(page: str, name: str) -> str:
+    """The card of a scenario, as text."""
+    cards = re.findall(r'<section class="card.*?</section>', page, re.DOTALL)
+    texts = [" ".join(re.sub("<[^>]+>", " ", card).split()) for card in cards]
+    (found,) = [text for text in texts if text.startswith(name)]
+    return found
 
 
 def test_the_index_leads_to_each_report_and_says_why_one_failed(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path, "calm"), write_run(tmp_path, "storm", 5, ["ledger.lost is 1 jobs, not <= 0"])]
-    runs.append(tmp_path / "20270101T000000-cut-off")
+    storm = write_run(tmp_path, "storm", 5, ["ledger.lost is 1 jobs, not <= 0"])
+    runs = [write_run(tmp_path, "calm"), storm, tmp_path / "20270101T000000-cut-off"]
     runs[-1].mkdir()
-    page = write_index(tmp_path, runs, ["calm", "storm", "cut-off", "never-begun"]).read_text()
-    assert "<h1>1 of 4 scenarios passed</h1>" in page
+    ended = {"calm": Ended(0, 61.4), "storm": Ended(5, 3.0), "cut-off": Ended(2, 3600.0)}
+    page = write_index(tmp_path, runs, [*ended, "later"], ended).read_text()
+    assert "<h1>1 of 4 scenarios passed, 2 failed, 1 to come</h1>" in page
     assert '<a href="20270101T000000-calm/report.html">calm</a>' in page
-    assert "FAIL, exit 5" in page
-    assert "ledger.lost is 1 jobs, not &lt;= 0" in page
-    assert page.count("no verdict") == 2
+    assert card(page, "calm").startswith("calm PASS Calm load, then more.")
+    assert card(page, "calm").endswith("jobs 20 0 lost, 0 unexpected objectives 1 of 1 held took 1 min 1 s")
+    assert card(page, "storm").startswith("storm FAIL, exit 5")
+    assert "ledger.lost is 1 jobs, not &lt;= 0" in card(page, "storm")
+    assert card(page, "cut-off") == (
+        "cut-off no verdict It ended with exit code 2 after 1 h 0 min, before it could be judged."
+    )
+    assert card(page, "later") == "later to come"
     assert page.count("PASS") == 1
+    assert "1 h 1 min in all" in page
+
+
+def test_the_index_states_server_durability_and_machine_once(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, name) for name in ("calm", "storm")]
+    ended = {"calm": Ended(0, 1.0), "storm": Ended(0, 1.0)}
+    page = write_index(tmp_path, runs, list(ended), ended).read_text()
+    server = "embedded PostgreSQL 18.4, fsync = on, synchronous_commit = on, full_page_writes = on."
+    assert page.count(server) == 1
+    assert page.count("CPU &amp; co, 2 cores, 16 GiB; revision 0123456789ab.") == 1
+    assert "<b>PASS</b> every scenario passed" in page
+    runs.append(write_run(tmp_path, "risky", fsync="off"))
+    page = write_index(tmp_path, runs, [*ended, "risky"], ended | {"risky": Ended(0, 1.0)}).read_text()
+    assert f"calm, storm: {server}" in page
+    assert "risky: embedded PostgreSQL 18.4, fsync = off" in page
+
+
+def test_a_pass_whose_process_ended_otherwise_is_none(tmp_path: Path) -> None:
+    page = write_index(tmp_path, [write_run(tmp_path, "calm")], ["calm"], {"calm": Ended(-9, 1.0)}).read_text()
+    assert "<h1>0 of 1 scenarios passed</h1>" in page
+    assert "PASS" not in page
+    assert "FAIL, exit -9" in page
+
+
+def test_the_index_shows_the_figures_that_the_objectives_are_about(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "calm")
+    result = json.loads((run / "result.json").read_text())
+    check = result["slo"][0]
+    result["slo"] += [
+        check | {"metric": "found.recovery_seconds", "value": 8.53, "unit": "s", "bound": "<= 20"},
+        check | {"metric": "latency.start.p99_ms", "value": 1234.5, "unit": "ms", "bound": "<= 2000"},
+        check | {"metric": "found.skipped", "skipped": True},
+    ]
+    (run / "result.json").write_text(json.dumps(result))
+    told = card(write_index(tmp_path, [run], ["calm"], {"calm": Ended(0, 1.0)}).read_text(), "calm")
+    assert "recovery 8.53 s bound &lt;= 20" in told
+    assert "start latency p99 1,234 ms bound &lt;= 2000" in told
+    assert "objectives 3 of 3 held" in told
+    assert "skipped" not in told
 
 
 @pytest.fixture
@@ -122,6 +172,16 @@ def test_where_no_scenarios_are_the_suite_says_so(
     monkeypatch.chdir(tmp_path)
     assert suite.main(["all"]) is Exit.CRASH_OR_USAGE
     assert "no scenario is there" in capsys.readouterr().err
+
+
+def test_a_place_where_no_run_can_be_left_is_refused_before_anything_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "file").touch()
+    commands = play(monkeypatch, {})
+    assert suite.main(["all", "--runs", "file"]) is Exit.CRASH_OR_USAGE
+    assert "cannot be made there" in capsys.readouterr().err
+    assert commands == []
 
 
 def test_a_summary_that_cannot_be_written_is_refused_before_anything_runs(
