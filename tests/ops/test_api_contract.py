@@ -13,7 +13,7 @@ from pathlib import Path
 from http_api import client
 
 from pgqueue_ref.core import Queue, Want
-from pgqueue_ref.extensions import schedules
+from pgqueue_ref.extensions import EXTENSIONS, results
 from pgqueue_ref.ops.api.problems import PROBLEMS
 
 Serve = Callable[..., str]
@@ -25,11 +25,13 @@ def test_no_request_makes_it_fail_or_break_the_word_of_its_document(
     serve: Serve, database: str, tmp_path: Path
 ) -> None:
     with Queue.connect(database) as queue:  # ids that requests are likely to name, in every status
-        queue.connection.execute(schedules.SCHEMA_SQL)
+        for extension in EXTENSIONS:
+            queue.connection.execute(extension.schema_sql)
         for _ in range(9):
             queue.push("mail")
         held = queue.claim([Want("mail", 6)], worker="me")
-        queue.complete_many(held[:2])
+        queue.complete(held[0])
+        queue.run(results.complete(held[1], {"sum": 3}))
         for job in held[2:4]:
             queue.fail(job, "broken", final=True)
     base = serve(f"ops:write:{SECRET}", max_in_flight=100_000)

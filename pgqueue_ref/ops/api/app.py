@@ -12,7 +12,7 @@ from pgqueue_ref import __version__
 from pgqueue_ref.ops.metrics import Exposition
 from pgqueue_ref.ops.page import routes as page
 
-from . import docs, jobs, probes, queues, schedules
+from . import docs, history, jobs, probes, queues, schedules
 from .database import Database
 from .gate import Gate
 from .openapi import describe
@@ -38,7 +38,9 @@ def create_app(settings: Settings = Settings()) -> FastAPI:  # noqa: B008 - froz
     )  # fmt: skip
     app.state.settings, app.state.database = settings, database
     app.state.readiness, app.state.exposition = probes.Readiness.of_this_version(), Exposition(besides=[database])
-    routers = (jobs.router, queues.router, schedules.router, probes.router, docs.router, page.router)
+    routers = (
+        jobs.router, history.router, queues.router, schedules.router, probes.router, docs.router, page.router,
+    )  # fmt: skip
     for router in routers:
         app.include_router(router)
     handle_errors(app, [route for part in (app, *routers) for route in part.routes if isinstance(route, Route)])

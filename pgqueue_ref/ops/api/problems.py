@@ -63,6 +63,7 @@ PROBLEMS: Final[dict[str, Kind]] = {
     "method_not_allowed": Kind(405, "The path does not know this method", "the header Allow names those it knows"),
     "job_not_found": Kind(404, "No such job", "it may have been deleted after its time to live"),
     "schedule_not_found": Kind(404, "No such schedule", "list the schedules for their names"),
+    "no_result": Kind(409, "The job has no result", "ask again when it has succeeded; its kind must keep results"),
     "wrong_status": Kind(409, "The job's status does not allow it", "look at the job's status"),
     "queue_busy": Kind(429, "The queue is full", "wait as long as Retry-After says, then try again"),
     "schema_missing": Kind(503, "The queue's tables are missing or out of date", "run `pgqueue-ref migrate`"),

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from pgqueue_ref.core import JobRow, NewJob, Pushed, Status
 from pgqueue_ref.core.jobs import MAX_KEY, MAX_NAME, MAX_SECONDS
+from pgqueue_ref.extensions.events import Type
 
 MAX_BATCH: Final = 1000
 MAX_INT: Final = 2_147_483_647
@@ -151,6 +152,44 @@ class ShownJob(BaseModel):
     finished_at: datetime | None
     expires_at: datetime | None
     lease_expires_at: datetime | None
+
+
+class ShownEvent(BaseModel):
+    """Something that happened to a job; see docs/extensions/events.md."""
+
+    id: int
+    at: datetime
+    job_id: int
+    attempt: int
+    type: Type
+    status: Status
+    queue: str
+    kind: str
+    worker: str | None
+    actor: str
+    message: str | None
+    traceback: str | None
+
+
+class ShownEvents(BaseModel):
+    """Events of a job, oldest first; `next` goes on after them."""
+
+    events: list[ShownEvent]
+    next: int | None
+
+
+class ShownResult(BaseModel):
+    """What the handler of a job returned, and how many seconds it took."""
+
+    job_id: int
+    value: Any
+    duration: float | None
+    attempt: int
+    queue: str
+    kind: str
+    worker: str | None
+    stored_at: datetime
+    delete_after: datetime | None
 
 
 class Page(BaseModel):

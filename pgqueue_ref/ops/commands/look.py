@@ -9,7 +9,7 @@ import typer
 
 from pgqueue_ref.core import JobRow, Status, run
 from pgqueue_ref.core import operations as core
-from pgqueue_ref.extensions import events, installed
+from pgqueue_ref.extensions import events, installed, results
 
 from .. import operations as op
 from ..app import (
@@ -103,10 +103,13 @@ def show(
     """Show one job: payload, errors, attempts, and what happened when."""
     with database() as connection:
         job = run(connection, core.get(job_id))
-        known = run(connection, events.timeline(job_id)) if run(connection, installed(events.EVENTS)) else []
+        there = run(connection, installed(events.EVENTS, results.RESULTS))
+        known = run(connection, events.timeline(job_id)) if events.EVENTS.name in there else []
+        kept = run(connection, results.get_many([job_id])) if results.RESULTS.name in there else {}
     moments = timeline(job, known)
     if as_json:
-        print_json(job_json(job) | {"timeline": [moment._asdict() for moment in moments]})
+        result = {"result": result_json(kept[job_id])} if job_id in kept else {}
+        print_json(job_json(job) | result | {"timeline": [moment._asdict() for moment in moments]})
         return
     typer.echo(f"job {job.id}: {job.status}")
     facts = {
@@ -118,6 +121,8 @@ def show(
     _section("payload", json_text(job.payload))
     if job.metadata:
         _section("metadata", json_text(job.metadata))
+    if job_id in kept:
+        _section("result", kept[job_id].error or json_text(kept[job_id].value))
     if job.errors:
         _section("errors, oldest first", "\n".join(job.errors))
     if raised := [event for event in known if event.traceback]:
@@ -138,6 +143,11 @@ def job_json(job: JobRow) -> dict[str, Any]:
     """A job as the REST API shows it (docs/api.md), and when it will be deleted."""
     row = job._asdict()
     return {"key" if name == "external_key" else name: row[name] for name in row if name != "lease_token"}
+
+
+def result_json(result: results.Result) -> dict[str, Any]:
+    """What a handler returned, as the REST API shows it, or why that was not kept."""
+    return {name: value for name, value in result._asdict().items() if name != "job_id"}
 
 
 def attempts(job: JobRow) -> str:

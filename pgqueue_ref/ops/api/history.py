@@ -1,0 +1,44 @@
+"""What is known of a job beside its row, where the extensions are installed: its events, what its handler returned."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from pgqueue_ref.extensions import events, results
+
+from .jobs import USUAL_PAGE, JobId, database
+from .openapi import problems
+from .problems import Refused
+from .shapes import MAX_ID, Json, ShownEvents, ShownResult, Utf8Route
+
+router = APIRouter(prefix="/api/v1/queue/jobs", tags=["jobs"], route_class=Utf8Route)
+
+
+class Part(BaseModel):
+    """Which of a job's events."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: int = Field(0, ge=0, le=MAX_ID, description="`next` of the page before")
+    limit: int = Field(USUAL_PAGE, ge=1, le=1000)
+
+
+@router.get("/{job_id:job}/events", response_model=ShownEvents)
+async def list_events(request: Request, job_id: JobId, part: Annotated[Part, Query()]) -> Response:
+    """What happened to a job, oldest first. Events outlive their job; one of which none are known has none."""
+    found = await database(request).run(events.timeline(job_id, after=part.after, limit=part.limit))
+    following = found[-1].id if len(found) == part.limit else None
+    return Json({"events": [event._asdict() for event in found], "next": following})
+
+
+@router.get("/{job_id:job}/result", response_model=ShownResult, responses=problems("job_not_found", "no_result"))
+async def get_result(request: Request, job_id: JobId) -> Response:
+    """What the handler returned. Results may outlive their job."""
+    try:
+        result = await database(request).run(results.get(job_id))
+    except results.NoResult as error:
+        raise Refused("no_result", str(error)) from error
+    return Json({name: getattr(result, name) for name in ShownResult.model_fields})
