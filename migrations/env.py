@@ -32,8 +32,9 @@ VERSION_TABLE = "pgqueue_alembic_version"
 SCHEMA = os.environ.get("PGQUEUE_SCHEMA") or None
 LOCK = "hashtextextended('pgqueue:install', 0)"  # the same as the core's own installer takes
 TURN_SECONDS = 300.0  # how long to wait for another deployment
-# A queue behind a DDL statement that waits for its lock stands still for as long as that waits.
-SESSION = "SET lock_timeout = '5s'; SET statement_timeout = 0; SET default_transaction_isolation = 'read committed'"
+# A queue behind a DDL statement that waits for its lock stands still for as long as that waits. Well below the 5 s
+# after which the queue's own statements are cancelled: with 5 s here, the claims behind it were.
+SESSION = "SET lock_timeout = '2s'; SET statement_timeout = 0; SET default_transaction_isolation = 'read committed'"
 
 
 if SCHEMA and len(os.fsencode(SCHEMA)) > 63:  # PostgreSQL would cut it, and two names could become one
