@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,6 +16,14 @@ from pgqueue_ref.extensions import events
 from pgqueue_ref.extensions.events import Event, Place
 from pgqueue_ref.ops import operations as operators
 from pgqueue_ref.worker import Ignore, Job, Kinds, Worker
+
+
+@pytest.fixture(autouse=True)
+def unlogged() -> Iterator[None]:
+    """No log is captured: one with half a surrogate in it cannot be sent between pytest's processes."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def take(queue: Queue, count: int = 1, **options: Any) -> list[Job]:
@@ -227,11 +235,7 @@ def _deliver(job: Job) -> None:
     raise ValueError(f"no \0 stamp \udc80 for {job.payload}")
 
 
-def test_each_failure_of_a_batch_has_its_own_traceback(
-    queue: Queue, extended: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A captured log with half a surrogate in it cannot be sent between pytest's processes.
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
+def test_each_failure_of_a_batch_has_its_own_traceback(queue: Queue, extended: str) -> None:
     jobs = queue.push_many([NewJob(kind, number) for number, kind in enumerate(["mail", "thread", "mail", "ignored"])])
     turn(extended, mail, thread, ignored)
     for number, job in enumerate(jobs[:3]):

@@ -223,6 +223,7 @@ def test_a_newcomer_pushes_a_job_in_the_docs_page_and_sees_it_succeed_and_ctrl_c
         assert '"status": "succeeded"' in shown
         assert not re.search(r"//\w+:[^/]+@", log.read_text())  # no password on the screen
 
+        page.close()  # it would go on to ask, and complain that nobody answers
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     assert "Traceback" not in log.read_text()
