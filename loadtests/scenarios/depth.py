@@ -16,6 +16,7 @@ from pgqueue_ref.worker.worker import PLANNER
 
 # What differs below these, in ms, is noise: at p99 who got the next slice of a busy processor.
 FLOORS = {"p50": 1.0, "p99": 10.0}
+LEAST = 100  # claims at each level, however long they take
 WARM_UP = 10  # claims at each level, so that the statement is prepared and its plan settled
 ALLOWED = {"pgqueue_jobs_claim", "pgqueue_jobs_pkey", "pgqueue_queues_pkey"}  # indexes of a claim's plan
 KIND = "job"
@@ -55,9 +56,10 @@ class Depth(Scenario):
 
     name = "depth"
     positive = (*Scenario.positive, "deep", "claims", "batch")
-    quick = {"deep": 200_000, "claims": 1_000}
+    quick = {"deep": 200_000, "claims": 1_000, "seconds": 100.0}
     deep = 1_000_000  # jobs at the deep levels; the whole takes 1.5 GiB of disk for a million
     claims = 5_000  # at each level
+    seconds = 900.0  # that they take at most; then fewer are enough
     batch = 10  # jobs in a claim; the fewer, the less does a busy machine stretch it
     workers = 0
     producers = 1  # of Locust's own, idle here
@@ -86,8 +88,11 @@ class Depth(Scenario):
                 with contextlib.suppress(errors.InsufficientPrivilege):  # then it comes when it comes
                     connections[self._levels[0]].execute("CHECKPOINT")  # so that none is due because of the fill
             with run.phase("claims"):
+                until = run.elapsed() + self.seconds
                 for turn in range(-WARM_UP, self.claims):
                     run.check()
+                    if turn >= LEAST and run.elapsed() > until:
+                        break  # what made them so slow shows in these as well
                     for level in self.random.sample(self._levels, len(self._levels)):
                         took = self._claim(run, level, connections[level])
                         if turn >= 0:

@@ -53,7 +53,7 @@ def test_the_claims_of_all_levels_keep_to_their_index_and_nothing_stays_behind(d
     verdict = judged(run)
     assert verdict.exit is Exit.INVALID
     assert sorted(verdict.reasons) == [
-        f"found.{percentile}_ratio rests on 5 samples, 1000 are needed" for percentile in ("p50", "p99")
+        f"found.{percentile}_ratio rests on 5 samples, 100 are needed" for percentile in ("p50", "p99")
     ]
     with psycopg.connect(database) as connection:
         schemas = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pgqueue_load_%'").fetchall()
