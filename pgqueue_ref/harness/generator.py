@@ -18,6 +18,7 @@ import psycopg
 
 from pgqueue_ref.core import connect
 from pgqueue_ref.harness import ledger
+from pgqueue_ref.harness.api_producer import Api, ApiProducer
 from pgqueue_ref.harness.clock import ArrivalClock, Watch
 from pgqueue_ref.harness.latency import Latencies
 from pgqueue_ref.harness.producer import Producer, Report
@@ -29,12 +30,15 @@ LATENCIES = ("push", "refused")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a generator must know of the run. `tolerated` are the names of errors that the scenario expects."""
+    """What a generator must know of the run. `tolerated` are the names of errors that the scenario expects; `api` is
+    where it pushes if not into the database.
+    """
 
     dsn: str
     schema: str
     window: float  # seconds, of the latencies' windows
     tolerated: list[str]
+    api: Api | None = None
 
 
 class Share(NamedTuple):
@@ -97,6 +101,10 @@ class Generator:
 
     def producer(self) -> Producer:
         """A producer with a connection of its own."""
+        if self.setup.api is not None:
+            return ApiProducer(
+                Api(*self.setup.api), self._connect, self._database_clock
+            )  # a message has no named tuples
         return Producer(self._connect, self._database_clock)
 
     def offer(self, share: Share) -> None:

@@ -1,8 +1,7 @@
-"""Workers under test as operating-system processes, started through the command line.
+"""Workers and the API under test as operating-system processes, started through the command line.
 
-Nothing here imports the worker: what is measured is what a user starts. Called by the load run. A worker
-is in a session of its own, so that Ctrl-C at the terminal reaches the load run alone, which then stops the
-workers in order.
+Nothing here imports them: what is measured is what a user starts. Called by the load run. Each is in a session of
+its own, so that Ctrl-C at the terminal reaches the load run alone, which then stops them in order.
 """
 
 from __future__ import annotations
@@ -10,19 +9,23 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+P = TypeVar("P", bound="Process")
 
 GRACE = 5.0  # seconds that attempts may go on after SIGTERM; after a full drain there are none
 
 
 @dataclass(slots=True)
-class WorkerProcess:
-    """One worker: its process, and the file that has what it wrote."""
+class Process:
+    """A command that runs: its process, and the file that has what it wrote."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -31,16 +34,11 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """The worker's process id."""
+        """Its process id."""
         return self.process.pid
 
-    @property
-    def started(self) -> bool:
-        """Whether it has connected and said so; from then on it waits for a database that goes away."""
-        return b": queues " in self.log.read_bytes()
-
     def died(self) -> str | None:
-        """One line about a worker that ended unasked, None while it runs."""
+        """One line when it ended unasked, None while it runs."""
         code = self.process.poll()
         if code is None or self.excused:
             return None
@@ -76,6 +74,29 @@ class WorkerProcess:
         return lines[-1][:300] if lines else "it wrote nothing"
 
 
+class WorkerProcess(Process):
+    """One worker."""
+
+    __slots__ = ()
+
+    @property
+    def started(self) -> bool:
+        """Whether it has connected and said so; from then on it waits for a database that goes away."""
+        return b": queues " in self.log.read_bytes()
+
+
+class ApiProcess(Process):
+    """One server of the REST API."""
+
+    __slots__ = ()
+
+    @property
+    def address(self) -> str | None:
+        """Where it serves, once it says so."""
+        said = re.search(rb"serving at (http://[^,\s]+)", self.log.read_bytes())
+        return said[1].decode() if said else None
+
+
 def start_worker(
     number: int, *, app: str, root: Path, logs: Path, environment: Mapping[str, str], options: Sequence[str] = ()
 ) -> WorkerProcess:
@@ -84,11 +105,24 @@ def start_worker(
     `environment` is added to this process's own; it carries the database URL, so that no password is on a
     command line. It is killed at the latest when this process exits.
     """
-    command = [sys.executable, "-m", "pgqueue_ref", "worker", "--app", app, "--grace", str(GRACE), *options]
-    log = logs / f"worker-{number}.log"
+    arguments = ["worker", "--app", app, "--grace", str(GRACE), *options]
+    return _start(WorkerProcess, f"worker {number}", arguments, root, logs, environment)
+
+
+def start_api(
+    number: int, *, root: Path, logs: Path, environment: Mapping[str, str], options: Sequence[str] = ()
+) -> ApiProcess:
+    """Start the REST API with these options; `environment` as of `start_worker`, with the tokens as well."""
+    return _start(ApiProcess, f"api {number}", ["api", *options], root, logs, environment)
+
+
+def _start(
+    kind: type[P], name: str, arguments: Sequence[str], root: Path, logs: Path, environment: Mapping[str, str]
+) -> P:
+    log = logs / f"{name.replace(' ', '-')}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603  # our own command line, no shell
-            command,
+            [sys.executable, "-m", "pgqueue_ref", *arguments],
             cwd=root,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
@@ -96,6 +130,6 @@ def start_worker(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    worker = WorkerProcess(f"worker {number}", process, log)
-    atexit.register(worker.kill)
-    return worker
+    started = kind(name, process, log)
+    atexit.register(started.kill)
+    return started

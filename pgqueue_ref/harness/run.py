@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from pgqueue_ref.harness import faults, ledger, manifest
 from pgqueue_ref.harness.fleet import Generators
 from pgqueue_ref.harness.generator import Setup, Share
 from pgqueue_ref.harness.latency import Latencies
-from pgqueue_ref.harness.processes import GRACE, WorkerProcess, start_worker
+from pgqueue_ref.harness.processes import GRACE, ApiProcess, Process, WorkerProcess, start_api, start_worker
 from pgqueue_ref.harness.producer import Report
 from pgqueue_ref.harness.result import Measured, Phase, build_result, write_run
 from pgqueue_ref.harness.sampler import Sampler
@@ -44,6 +45,7 @@ LEAD = 0.5  # seconds from the offer to the origin of its arrivals, so that ever
 WARM_UP_SERVICE = 0.05  # seconds; longer than a claim, so that one worker alone cannot take every warm-up job
 PROGRESS_EVERY = 5.0  # seconds
 FILL_CHUNK = 5_000
+PATIENCE = 60.0  # seconds for a process to start
 
 
 class RunError(RuntimeError):
@@ -111,6 +113,7 @@ class LoadRun:
         self.result: dict[str, Any] = {}
         self.live: list[Live] = []
         self.workers: list[WorkerProcess] = []
+        self.apis: list[ApiProcess] = []
         self.played = self.ended = False  # the scenario is through; it is through or has failed
         self.abandoned = False
         began = datetime.datetime.now(datetime.UTC)
@@ -120,7 +123,7 @@ class LoadRun:
         self.measured = Measured(self.id, settings)
         self.generators = generators
         self._incidents: list[tuple[Exit, str]] = []
-        self._started = 0  # workers, ever
+        self._started: Counter[str] = Counter()  # workers and APIs, ever
         self._drained = True
         self._done = threading.Event()
         self._stopped = False
@@ -148,7 +151,7 @@ class LoadRun:
             self._database_clock = ledger.DatabaseClock.measure(connection)
         self.measured.database_clock = self._database_clock
         tolerated = {*self.scenario.tolerates, *(faults.TOLERATED if self.settings.faults else ())}
-        setup = Setup(self.server.dsn, self.schema, self.scenario.window, sorted(tolerated))
+        setup = Setup(self.server.dsn, self.schema, self.scenario.window, sorted(tolerated), self.scenario.api)
         self.generators.setup(setup, self.committed)
 
     def _make_directory(self) -> None:
@@ -244,15 +247,18 @@ class LoadRun:
         return self._done.is_set()
 
     def check(self) -> None:
-        """Raise `RunError` when the run cannot end well any more: it was stopped, or a worker died unasked."""
+        """Raise `RunError` when the run cannot end well any more: it was stopped, or a process died unasked."""
         if self._stopped:
             raise Stopped("stopped before the scenario was through")
         if (line := self.broken()) is not None:
             raise RunError(line)
 
     def broken(self) -> str | None:
-        """One line when the run cannot end well any more (a worker died unasked), else None."""
-        return next((line for worker in self.workers if (line := worker.died())), None)
+        """One line when the run cannot end well any more (a process died unasked), else None."""
+        return next((line for process in self._processes() if (line := process.died())), None)
+
+    def _processes(self) -> list[Process]:
+        return [*self.workers, *self.apis]
 
     def connect(self, name: str, **settings: Any) -> psycopg.Connection[Any]:
         """A connection in the run's schema; settings as of `core.connect`."""
@@ -349,9 +355,9 @@ class LoadRun:
 
     def start_worker(self, *options: str) -> WorkerProcess:
         """Start one more worker; further command line options."""
-        self._started += 1
+        self._started["worker"] += 1
         worker = start_worker(
-            self._started,
+            self._started["worker"],
             app=self.settings.app,
             root=self.settings.root,
             logs=self.directory,
@@ -360,6 +366,25 @@ class LoadRun:
         )
         self.workers.append(worker)
         return worker
+
+    def start_api(self, token: str, *options: str) -> ApiProcess:
+        """Start the REST API with a token that may write, and wait until it serves. Raises `RunError`."""
+        self._started["api"] += 1
+        api = start_api(
+            self._started["api"],
+            root=self.settings.root,
+            logs=self.directory,
+            environment=self.environment() | {"PGQUEUE_API_TOKEN": f"load:write:{token}"},
+            options=options,
+        )
+        self.apis.append(api)
+        deadline = time.monotonic() + PATIENCE
+        while api.address is None:
+            self.check()
+            if time.monotonic() > deadline:
+                raise RunError(f"{api.name} does not serve after {PATIENCE:.0f} s (see {api.log})")
+            time.sleep(0.05)
+        return api
 
     def replace(self, worker: WorkerProcess) -> WorkerProcess:
         """Start a worker in the place of one that was killed."""
@@ -466,8 +491,8 @@ class LoadRun:
         """End what runs, at once and without a verdict."""
         self.abandoned = True
         self._done.set()
-        for worker in self.workers:
-            worker.kill()
+        for process in self._processes():
+            process.kill()
 
     @contextlib.contextmanager
     def _winding_down(self) -> Iterator[None]:
@@ -475,11 +500,12 @@ class LoadRun:
         try:
             yield
         finally:
-            died = [worker.died() for worker in self.workers]
-            self._done.set()  # from here on a worker that ends does so because it was asked to
-            for worker in self.workers:
-                worker.ask_to_stop()
-            stopped = [worker.wait(GRACE + 15, drained=self._drained) for worker in self.workers]
+            processes = self._processes()
+            died = [process.died() for process in processes]
+            self._done.set()  # from here on what ends does so because it was asked to
+            for process in processes:
+                process.ask_to_stop()
+            stopped = [process.wait(GRACE + 15, drained=self._drained) for process in processes]
             complaints = [before or after for before, after in zip(died, stopped, strict=True)]
             self._incidents += [(Exit.CRASH_OR_USAGE, line) for line in dict.fromkeys(filter(None, complaints))]
             self._incidents += [(Exit.INVALID, line) for line in self.generators.lost]

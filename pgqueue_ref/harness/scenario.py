@@ -18,6 +18,7 @@ from pgqueue_ref.harness import faults
 from pgqueue_ref.harness.traces import Arrival
 
 if TYPE_CHECKING:
+    from pgqueue_ref.harness.api_producer import Api
     from pgqueue_ref.harness.run import LoadRun
 
 SCENARIOS: dict[str, type[Scenario]] = {}
@@ -38,6 +39,7 @@ class Scenario:
     environment: ClassVar[Mapping[str, str]] = {}  # for the workers
     bears: ClassVar[Sequence[str]] = faults.KINDS  # faults under which it can still be judged
     positive: ClassVar[Sequence[str]] = ("slots", "producers", "lease", "window")  # parameters that cannot be 0
+    api: Api | None = None  # where arrivals are pushed, if not into the database; `set_up` may start one
     credits: Sequence[str] = ()  # acknowledgements that the load asks for
     unusable = 0  # jobs of the load's source that could not be used
 

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgqueue_ref.harness import ledger, producer
+from pgqueue_ref.harness import ledger
 from pgqueue_ref.harness.producer import Producer
 from pgqueue_ref.harness.traces import Arrival
 
@@ -106,7 +106,7 @@ def test_an_arrival_that_cannot_be_pushed_is_given_up(
     connection: Connection, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect, reports = Connections(database, connection), Reports()
-    monkeypatch.setattr(producer, "GIVE_UP_AFTER", 0.01)
+    monkeypatch.setattr(Producer, "give_up_after", 0.01)
     connection.execute("DROP TABLE pgqueue_jobs CASCADE")
     pushing = Producer(connect, ledger.DatabaseClock.measure(connection))
     assert not pushing.push("a", ARRIVAL, time.monotonic(), reports)
