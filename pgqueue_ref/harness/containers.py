@@ -132,11 +132,17 @@ class DockerServer(Server):
         self._wait()
 
     def kill(self) -> None:
+        self._signal("SIGKILL")  # process 1 is the postmaster; the kernel ends the others with it
+
+    def quit(self) -> None:
+        self._signal("SIGQUIT")
+
+    def _signal(self, name: str) -> None:
         container = self._container.get_wrapped_container()
         container.reload()
         if container.status != "running":
             return
-        container.kill("SIGKILL")  # process 1 is the postmaster; the kernel ends the others with it
+        container.kill(name)
         container.wait()
 
     def set(self, **gucs: object) -> None:

@@ -170,6 +170,10 @@ class Server(ABC):
         """SIGKILL the postmaster and all its children: a crash. `start()` recovers."""
 
     @abstractmethod
+    def quit(self) -> None:
+        """Immediate shutdown: sessions end without a goodbye, nothing is written down. `start()` recovers."""
+
+    @abstractmethod
     def close(self) -> None:
         """Stop the server and remove everything it made. May be called twice."""
 
@@ -260,6 +264,9 @@ class GivenServer(Server):
     def kill(self) -> None:
         self._refuse("cannot be killed")
 
+    def quit(self) -> None:
+        self._refuse("cannot be shut down")
+
     def set(self, **gucs: object) -> None:
         self._refuse(f"cannot be given {', '.join(sorted(gucs))}")
 
@@ -340,6 +347,10 @@ class LaunchedServer(Server):
             if not any(pid in victims and state != "Z" for pid, (_, state) in processes()):
                 return
 
+    def quit(self) -> None:
+        if not self._ends_at(signal.SIGQUIT):
+            self.kill()
+
     def close(self) -> None:
         if not self._watchdog.ours:
             return
@@ -352,14 +363,19 @@ class LaunchedServer(Server):
 
     def _stop(self) -> None:
         """Fast shutdown; immediate, then a kill, when that takes too long."""
-        for number in (signal.SIGINT, signal.SIGQUIT):
-            if self._process is None:
-                return
+        if not self._ends_at(signal.SIGINT):
+            self.quit()
+
+    def _ends_at(self, number: signal.Signals) -> bool:
+        """Signal the postmaster; whether it ended in time, or was gone already."""
+        if self._process is not None:
             self._process.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 self._process.wait(STOP_SECONDS)
-                self._gone()
-        self.kill()
+            except subprocess.TimeoutExpired:
+                return False
+            self._gone()
+        return True
 
     def _gone(self) -> None:
         self._process = None

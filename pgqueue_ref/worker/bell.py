@@ -21,6 +21,8 @@ from psycopg.sql import SQL, Identifier
 
 from pgqueue_ref.core import connect_async, translate
 
+from .link import answered
+
 # The key is the trigger's (core/schema.sql).
 LIE_DOWN = """
 SELECT pg_advisory_lock_shared(hashtextextended('pgqueue:asleep:' || current_schema() || ':' || queue, 0))
@@ -30,12 +32,13 @@ GET_UP = "SELECT pg_advisory_unlock_all()"
 
 
 class Bell:
-    """`ring` is called when a push may have come, and when the worker has lain down and should look once more."""
+    """`ring` is called when a push may have come, and when the worker has lain down and should look once more. Whoever
+    listens waits for ever; `patience` (seconds) is for the statements around it."""
 
-    def __init__(self, dsn: str | None, queues: Sequence[str], ring: Callable[[], None]) -> None:
+    def __init__(self, dsn: str | None, queues: Sequence[str], ring: Callable[[], None], *, patience: float) -> None:
         self.covered_since: float | None = None  # on this process's clock: from then on pushes notify
         self.held = False  # whether it holds a connection now
-        self._dsn, self._queues, self._ring = dsn, list(queues), ring
+        self._dsn, self._queues, self._ring, self._patience = dsn, list(queues), ring, patience
         self._asked = asyncio.Event()
 
     def cover(self) -> None:
@@ -54,12 +57,14 @@ class Bell:
         try:
             async with connection:
                 self.held = True
-                row = await (await connection.execute("SELECT 'pgqueue:' || current_schema()")).fetchone()
-                await connection.execute(SQL("LISTEN {}").format(Identifier(str(row and row[0]))))
+                with answered(connection, self._patience):
+                    row = await (await connection.execute("SELECT 'pgqueue:' || current_schema()")).fetchone()
+                    await connection.execute(SQL("LISTEN {}").format(Identifier(str(row and row[0]))))
                 connected()
                 while True:
                     await self._asked.wait()
-                    await connection.execute(LIE_DOWN, [self._queues])
+                    with answered(connection, self._patience):
+                        await connection.execute(LIE_DOWN, [self._queues])
                     self._asked.clear()
                     self.covered_since = time.monotonic()
                     self._ring()
@@ -67,6 +72,7 @@ class Bell:
                         pass
                     self.covered_since = None
                     self._ring()
-                    await connection.execute(GET_UP)
+                    with answered(connection, self._patience):
+                        await connection.execute(GET_UP)
         finally:
             self.held, self.covered_since = False, None

@@ -19,7 +19,7 @@ class Lent(Link):
     """A link over somebody's queue. In an open transaction it runs in savepoints: an error does not spoil it."""
 
     def __init__(self, queue: Queue) -> None:
-        super().__init__(None)
+        super().__init__(None, float("inf"))
         self._queue = queue
 
     async def run(self, *operations: Operation[Any]) -> list[Any]:

@@ -1,9 +1,14 @@
-"""A database connection that comes back: opened when needed, dropped when it breaks, one statement at a time."""
+"""A database connection that comes back: opened when needed, dropped when it breaks or says nothing for too long, one
+statement at a time."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import random
+import socket
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import psycopg
@@ -14,11 +19,41 @@ T = TypeVar("T")
 _uniform = random.SystemRandom().uniform
 
 
-class Link:
-    """`dsn` and `settings` as for `connect_async`; `prepare` False for poolers that share server connections."""
+@contextlib.contextmanager
+def answered(connection: psycopg.AsyncConnection[Any], within: float) -> Iterator[None]:
+    """Give the connection up when what is asked in here has no answer within that many seconds; raises
+    `DatabaseUnavailable`.
 
-    def __init__(self, dsn: str | None, *, prepare: bool = True, **settings: Any) -> None:
-        self._dsn, self._settings, self._prepare = dsn, settings, prepare
+    The statement timeout is the server's, and TCP's own timeouts do not see a proxy that still acknowledges what it
+    forwards no more, or a server process that stands still. The socket is shut down under whoever waits, who then finds
+    an ordinary broken connection. Cancelling the wait would not do: psycopg asks the server to cancel the statement,
+    and waits for that answer.
+    """
+    late = False
+
+    def hang_up() -> None:
+        nonlocal late
+        late = True
+        with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+
+    timer = asyncio.get_running_loop().call_later(within, hang_up)
+    try:
+        yield
+    except (psycopg.Error, DatabaseUnavailable) as error:
+        if late:
+            raise DatabaseUnavailable(f"no answer within {within:g} s: the connection is given up") from error
+        raise
+    finally:
+        timer.cancel()
+
+
+class Link:
+    """`dsn` and `settings` as for `connect_async`; `patience`, in seconds, is how long one `run` may take; `prepare`
+    False for poolers that share server connections."""
+
+    def __init__(self, dsn: str | None, patience: float, *, prepare: bool = True, **settings: Any) -> None:
+        self._dsn, self._settings, self._prepare, self._patience = dsn, settings, prepare, patience
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._lock = asyncio.Lock()
 
@@ -40,13 +75,14 @@ class Link:
         async with self._lock:
             try:
                 connection = await self.open()
-                if len(operations) == 1:
-                    return [await run_async(connection, operations[0])]
-                try:
-                    async with connection.transaction():
-                        return [await run_async(connection, operation) for operation in operations]
-                except psycopg.Error as error:  # BEGIN or COMMIT
-                    raise translate(error) from error
+                with answered(connection, self._patience):
+                    if len(operations) == 1:
+                        return [await run_async(connection, operations[0])]
+                    try:
+                        async with connection.transaction():
+                            return [await run_async(connection, operation) for operation in operations]
+                    except psycopg.Error as error:  # BEGIN or COMMIT
+                        raise translate(error) from error
             except DatabaseUnavailable:
                 await self.close()
                 raise

@@ -6,7 +6,8 @@ maintenance; claims and writes have a connection each, so that the server works 
 runs handlers.
 
 What goes wrong, and then: this process dies (its leases run out and the attempts run again elsewhere); the database
-goes away (the loops wait with jitter and go on, what was buffered is written then); a handler hangs (its timeout ends
+goes away (the loops wait with jitter and go on, what was buffered is written then), or says nothing any more (the
+connection is given up after a lease, and made anew); a handler hangs (its timeout ends
 the attempt); a lease is lost (the next heartbeat tells, the attempt is cancelled, whatever it reports is refused).
 """
 
@@ -57,6 +58,7 @@ CHORE_INTERVAL = 5.0  # seconds between two questions for maintenance
 CHORE_BATCHES = 20  # of one kind of maintenance in a row: the other kinds want their turn
 AWAKE = 0.03  # seconds after the last find during which a worker looks again after a nap, and pushes need not notify
 NAP = 0.001
+ANSWER = 10.0  # seconds: an answer of the database is waited for as long as a lease lasts, but not less than this
 LATE_LOOKS = (0.01, 0.05, 0.25)  # seconds after it lay down, for pushes that were committing just then
 # The plan of a prepared statement outlives the empty table it was made for; these keep it on the indexes.
 PLANNER = "-c enable_seqscan=off -c enable_bitmapscan=off -c jit=off"
@@ -96,7 +98,9 @@ class Worker:
             raise InvalidJob("a worker needs a queue, and a poll_interval and lease above 0")
         self.counts = Counts()
         self.connections = 3 if listen else 2
-        self._bell = Bell(dsn, self.queues, self._rung) if listen else None
+        # An answer that comes when the leases have run out is worth nothing: the jobs are others' by then.
+        self._patience = max(self.lease, ANSWER)
+        self._bell = Bell(dsn, self.queues, self._rung, patience=self._patience) if listen else None
         self._claims, self._writes = self._links(dsn, listen)
         self._extras = Extras(self._writes, self.name, min(self.poll_interval, CHORE_INTERVAL))
         self._writer = Writer(self._writes, self.name, self.counts, self._extras)
@@ -118,8 +122,8 @@ class Worker:
         """The connections for claims and for writes."""
         options, writer = (PLANNER, f"{PLANNER} {WRITER}") if listen else ("", "")
         return (
-            Link(dsn, prepare=listen, application_name="pgqueue_ref:claim", options=options),
-            Link(dsn, prepare=listen, application_name="pgqueue_ref:write", options=writer),
+            Link(dsn, self._patience, prepare=listen, application_name="pgqueue_ref:claim", options=options),
+            Link(dsn, self._patience, prepare=listen, application_name="pgqueue_ref:write", options=writer),
         )
 
     # -- life ---------------------------------------------------------------------------------------------------

@@ -49,15 +49,17 @@ def test_what_a_crash_may_lose_is_not_switched_off(own: Server) -> None:
     assert ask(own, "SHOW full_page_writes") == "on"
 
 
-def test_a_kill_ends_every_connection_and_the_start_recovers_what_was_committed(own: Server) -> None:
+@pytest.mark.parametrize("end", ["kill", "quit"])
+def test_a_crash_ends_every_connection_and_the_start_recovers_what_was_committed(own: Server, end: str) -> None:
     with own.connect() as connection:
+        connection.execute("DROP TABLE IF EXISTS survives")
         connection.execute("CREATE TABLE survives (number int)")
         connection.execute("INSERT INTO survives VALUES (1)")
     dsn = own.dsn
     with own.connect() as committed, psycopg.connect(own.dsn) as open_transaction:
         committed.execute("INSERT INTO survives VALUES (2)")
         open_transaction.execute("INSERT INTO survives VALUES (3)")
-        own.kill()
+        getattr(own, end)()
         with pytest.raises(psycopg.OperationalError):
             committed.execute("SELECT 1")
         open_transaction.close()

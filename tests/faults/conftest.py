@@ -30,7 +30,7 @@ from pgqueue_ref.harness.ledger import EffectWriter
 from pgqueue_ref.worker import Kinds
 
 kinds = Kinds()
-effects = EffectWriter(conninfo(application_name="effects"))
+effects = EffectWriter(conninfo(os.environ["LEDGER_URL"], application_name="effects"))
 
 async def record(job):
     clock = await effects.clock()
@@ -45,6 +45,12 @@ async def work(job):
 async def slow_once(job):
     if job.attempt == 1:
         await asyncio.sleep(job.payload)
+    await record(job)
+
+@kinds.register("fail-once", backoff=constant(0))
+async def fail_once(job):
+    if job.attempt == 1:
+        raise ValueError("the first time")
     await record(job)
 
 @kinds.register("hang-once")
@@ -74,10 +80,10 @@ async def stubborn(job):
 class Process:
     """A worker started from the command line; what it says is in `log()`."""
 
-    def __init__(self, dsn: str, directory: Path, name: str, *options: str) -> None:
+    def __init__(self, dsn: str, directory: Path, name: str, *options: str, ledger: str | None = None) -> None:
         self._log = directory / f"{name}.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PGQUEUE_")}
-        environment |= {"PYTHONPATH": str(ROOT), "PGQUEUE_DATABASE_URL": dsn}
+        environment |= {"PYTHONPATH": str(ROOT), "PGQUEUE_DATABASE_URL": dsn, "LEDGER_URL": ledger or dsn}
         command = [sys.executable, "-m", "pgqueue_ref", "worker", "--app", "app:kinds", "--name", name]
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -140,12 +146,13 @@ class Process:
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """`launch(dsn, name, *options)`: a worker process; all are killed at the end of the test."""
+    """`launch(dsn, name, *options)`: a worker process; all are killed at the end of the test. Its handlers record their
+    effects at `ledger`, where that is given: by a way that has no fault."""
     (tmp_path / "app.py").write_text(APP)
     processes: list[Process] = []
 
-    def launch(dsn: str, name: str, *options: str) -> Process:
-        processes.append(Process(dsn, tmp_path, name, *options))
+    def launch(dsn: str, name: str, *options: str, ledger: str | None = None) -> Process:
+        processes.append(Process(dsn, tmp_path, name, *options, ledger=ledger))
         return processes[-1]
 
     yield launch

@@ -8,16 +8,16 @@ from waiting import until
 from pgqueue_ref.core import SCHEMA_SQL
 
 
-def test_a_worker_outlives_a_crash_of_the_server(provisioned, bench_on, launch) -> None:
+def test_a_worker_outlives_a_crash_and_an_immediate_shutdown_of_the_server(provisioned, bench_on, launch) -> None:
     with provisioned("embedded") as server:
         with psycopg.connect(server.dsn, autocommit=True) as connection:
             connection.execute(SCHEMA_SQL)
         bench = bench_on(server.dsn)
         bench.push("work", 2000, payload=0.02)
         worker = launch(server.dsn, "w", "--lease", "2", "--max-concurrent-jobs", "20")
-        for share in (100, 700):
+        for share, fail in ((100, server.kill), (700, server.quit)):
             until(lambda: bench.count("succeeded") >= share, "the drain goes on")  # noqa: B023 - asked at once
-            server.kill()
+            fail()
             broken = worker.log().count("next try in")
             until(lambda: worker.log().count("next try in") > broken, "the worker notices")  # noqa: B023
             server.start()

@@ -88,7 +88,7 @@ def test_special_characters_of_a_dsn_survive(running: Server) -> None:
         assert answer(server.dsn, "SELECT current_user || ' ' || current_database()") == "a/b@c d/e f"
 
 
-@pytest.mark.parametrize("action", ["start", "restart", "kill", "set"])
+@pytest.mark.parametrize("action", ["start", "restart", "kill", "quit", "set"])
 def test_a_given_server_is_not_ours_to_stop_or_configure(running: Server, action: str) -> None:
     with provision(running.dsn) as server, pytest.raises(ProvisionError, match="was not started here"):
         server.set(work_mem="1MB") if action == "set" else getattr(server, action)()
