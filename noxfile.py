@@ -65,6 +65,16 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """1,000,000 jobs through four workers while faults hit them, their connections and the server.
+
+    Options: --quick (50,000 jobs, two minutes), --postgres SPEC, --summary FILE, --jobs N, --seed N.
+    """
+    install(session, "load")
+    session.run("python", "tests/chaos/run.py", *session.posargs)
+
+
+@nox.session
 def containers(session: nox.Session) -> None:
     """Conformance and settings against PostgreSQL 16 and 18 in containers; options: --summary FILE."""
     install(session, "dev")
