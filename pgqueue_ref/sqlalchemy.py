@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import psycopg
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Connection,
@@ -281,3 +282,24 @@ _results = Table(
     Column("error", Text),
 )
 Index("pgqueue_results_cleanup", _results.c.delete_after, postgresql_where=text("delete_after IS NOT NULL"))
+
+_dependencies = Table(
+    "pgqueue_dependencies",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("parent_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("needs", Text, nullable=False, server_default=text("'success'")),
+    Column("callback", Boolean, nullable=False, server_default=text("false")),
+    Column("outcome", Text),
+    CheckConstraint("parent_id < job_id", name="pgqueue_dependencies_order"),
+    CheckConstraint(
+        "needs IN ('success', 'failure', 'end') AND outcome IN ('succeeded', 'failed', 'cancelled')",
+        name="pgqueue_dependencies_words",
+    ),
+    postgresql_with={
+        "fillfactor": 80,
+        "autovacuum_vacuum_scale_factor": 0,
+        "autovacuum_vacuum_threshold": 1000,
+    },
+)
+Index("pgqueue_dependencies_parent", _dependencies.c.parent_id)

@@ -5,11 +5,12 @@ those that are not there. A new one needs a line here, a revision in `migrations
 of `pgqueue_ref.sqlalchemy`, and a page in `docs/extensions`.
 """
 
+from .dependencies import DEPENDENCIES
 from .events import EVENTS
 from .extension import Chore, Extension, installed, within
 from .results import RESULTS
 from .schedules import SCHEDULES
 
-EXTENSIONS: tuple[Extension, ...] = (EVENTS, RESULTS, SCHEDULES)
+EXTENSIONS: tuple[Extension, ...] = (DEPENDENCIES, EVENTS, RESULTS, SCHEDULES)
 
 __all__ = ["EXTENSIONS", "Chore", "Extension", "installed", "within"]

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from pgqueue_ref.core import Queue, StatementTimeout, Want
+from pgqueue_ref.extensions import dependencies
 from pgqueue_ref.ops.api.shapes import ShownJob, ShownOverview
 from pgqueue_ref.ops.commands import queues
 from pgqueue_ref.ops.overview import overview
@@ -265,6 +266,26 @@ def test_show_tells_all_that_is_known_of_a_job(cli: Cli, db: Db) -> None:
         ["started", "attempt 2 of 2, worker host:1"],
         ["failed"],
     ]
+
+
+def test_show_names_what_a_blocked_job_waits_for_as_far_as_that_is_small(cli: Cli, db: Db) -> None:
+    queue = Queue(db)
+    lonely = queue.connection.execute(
+        "INSERT INTO pgqueue_jobs (kind, status) VALUES ('mail', 'blocked') RETURNING id"
+    ).fetchone()[0]
+    assert "waits for" not in cli("show", lonely).out  # the extension is not there
+    db.execute(dependencies.SCHEMA_SQL)
+    ids = [queue.push("page", key=f"k{n}" if n else None).id for n in range(12)]
+    few = queue.run(dependencies.push("book", depends_on=ids[:2])).id
+    many = queue.run(dependencies.push("book", depends_on=ids)).id
+    waits = ["waits for", f"  job {ids[0]}, page: pending", f"  job {ids[1]}, page with key k1: pending", "payload"]
+    lines = cli("show", few).out.splitlines()
+    assert lines[lines.index("waits for") :][:4] == waits
+    assert cli("show", few, "--json").json["waits_for"] == ids[:2]
+    lines = cli("show", many).out.splitlines()
+    assert len(lines[lines.index("waits for, the first 10 of them") : lines.index("payload")]) == 11
+    queue.cancel(few)
+    assert "waits for" not in cli("show", few).out
 
 
 def test_show_for_programs_has_the_job_of_the_api_and_its_timeline(cli: Cli, db: Db) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from pgqueue_ref.core import JobRow, Status, run
 from pgqueue_ref.core import operations as core
-from pgqueue_ref.extensions import events, installed, results
+from pgqueue_ref.extensions import dependencies, events, installed, results
 
 from .. import operations as op
 from ..app import (
@@ -27,6 +27,7 @@ from ..app import (
 from ..timeline import timeline
 
 ERROR_LENGTH = 120  # characters of a message in a table
+WAITS_FOR = 10  # parents of a blocked job that `show` names
 
 Queue = Annotated[str | None, typer.Option(help="Only of this queue.")]
 Kind = Annotated[str | None, typer.Option(help="Only of this kind.")]
@@ -103,13 +104,16 @@ def show(
     """Show one job: payload, errors, attempts, and what happened when."""
     with database() as connection:
         job = run(connection, core.get(job_id))
-        there = run(connection, installed(events.EVENTS, results.RESULTS))
+        there = run(connection, installed(dependencies.DEPENDENCIES, events.EVENTS, results.RESULTS))
         known = run(connection, events.timeline(job_id)) if events.EVENTS.name in there else []
         kept = run(connection, results.get_many([job_id])) if results.RESULTS.name in there else {}
+        follows = job.status == "blocked" and dependencies.DEPENDENCIES.name in there
+        waited = run(connection, dependencies.parents(job_id, waiting=True, limit=WAITS_FOR + 1)) if follows else []
     moments = timeline(job, known)
     if as_json:
         result = {"result": result_json(kept[job_id])} if job_id in kept else {}
-        print_json(job_json(job) | result | {"timeline": [moment._asdict() for moment in moments]})
+        waits_for = {"waits_for": [parent.id for parent in waited[:WAITS_FOR]]} if waited else {}
+        print_json(job_json(job) | result | waits_for | {"timeline": [moment._asdict() for moment in moments]})
         return
     typer.echo(f"job {job.id}: {job.status}")
     facts = {
@@ -118,6 +122,9 @@ def show(
     }  # fmt: skip
     for name, value in facts.items():
         typer.echo(f"  {name:<9} {cell(value)}")
+    if waited:
+        more_than = "" if len(waited) <= WAITS_FOR else f", the first {WAITS_FOR} of them"
+        _section(f"waits for{more_than}", "\n".join(map(_parent, waited[:WAITS_FOR])))
     _section("payload", json_text(job.payload))
     if job.metadata:
         _section("metadata", json_text(job.metadata))
@@ -128,6 +135,14 @@ def show(
     if raised := [event for event in known if event.traceback]:
         _section(f"traceback of attempt {raised[-1].attempt}", raised[-1].traceback or "")
     _section("timeline", "\n".join(f"{cell(m.at)}  {m.event:<10}  {m.detail}".rstrip() for m in moments))
+
+
+def _parent(parent: dependencies.Parent) -> str:
+    """A parent in words; its row is there until it has ended, unless triggers were off."""
+    key = f" with key {parent.key}" if parent.key else ""
+    return (
+        f"job {parent.id}, {parent.kind}{key}: {parent.status}" if parent.status else f"job {parent.id}, which is gone"
+    )
 
 
 def _section(title: str, content: str) -> None:
