@@ -83,9 +83,10 @@ def judge(connection: psycopg.Connection[Any], jobs: int, faults: Sequence[Injec
         Figure("attempts", int(attempts or 0), "attempts", "", ok=True),
         exactly("of these, without an account", count(connection, UNACCOUNTED), 0, "jobs"),
         exactly("succeeded without their effect", count(connection, WITHOUT_EFFECT), 0, "jobs"),
-        Figure("whose lease ran out", int(lost_leases), "attempts", "", ok=True),
+        # Otherwise no fault cost anything, and the rest proves nothing.
+        Figure("whose lease ran out", int(lost_leases), "attempts", ">= 1", ok=lost_leases >= 1),
         Figure("given back unspent", int(given_back or 0), "attempts", "", ok=True),
-        Figure("recovered by a later attempt", found.recovered, "jobs", ">= 1", ok=found.recovered >= 1),
+        Figure("recovered by a later attempt", found.recovered, "jobs", "", ok=True),
     ]
 
 

@@ -86,7 +86,7 @@ def test_a_fault_of_another_worker_or_time_explains_nothing(run, fault) -> None:
         ("UPDATE loadtest_effects SET key = 'z' WHERE key = 'a'", {"completed", "lost", "unexpected"}),
         ("UPDATE loadtest_effects SET runs = 2 WHERE key = 'a'", {"handed out twice"}),
         ("DELETE FROM loadtest_effects WHERE attempt = 2 AND key = 'c'", {"succeeded without their effect"}),
-        ("UPDATE pgqueue_jobs SET errors = '{}'", {"of these, without an account"}),
+        ("UPDATE pgqueue_jobs SET errors = '{}'", {"of these, without an account", "whose lease ran out"}),
         ("UPDATE pgqueue_jobs SET attempt = attempt + 1 WHERE external_key = 'a'",
          {"of these, without an account", "succeeded without their effect"}),
         ("UPDATE pgqueue_jobs SET status = 'pending' WHERE external_key = 'a'",
@@ -97,6 +97,11 @@ def test_a_fault_of_another_worker_or_time_explains_nothing(run, fault) -> None:
 def test_each_wrong_is_found(run, damage, found) -> None:
     run.execute(damage)
     assert set(wrong(run, KILL)) == found
+
+
+def test_a_run_in_which_no_fault_cost_an_attempt_proves_nothing(run) -> None:
+    run.execute("UPDATE pgqueue_jobs SET errors = ARRAY['no'] WHERE attempt = 2")
+    assert wrong(run, KILL) == ["whose lease ran out"]
 
 
 def test_a_fault_that_never_came_is_named() -> None:
