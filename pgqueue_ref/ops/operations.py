@@ -55,6 +55,7 @@ ORDER BY id DESC LIMIT %(limit)s
 FAILED = f"""{_ROW}
 WHERE status = 'failed' AND (finished_at, id) < (%(finished_at)s, %(id)s)
   AND (%(queue)s::text IS NULL OR queue = %(queue)s) AND (%(kind)s::text IS NULL OR kind = %(kind)s)
+  AND (%(key)s::text IS NULL OR external_key = %(key)s)
   AND (%(error_like)s::text IS NULL OR errors[cardinality(errors)] ILIKE %(error_like)s)
 ORDER BY finished_at DESC, id DESC LIMIT %(limit)s
 """
@@ -97,13 +98,16 @@ def failed(
     *,
     queue: str | None = None,
     kind: str | None = None,
+    key: str | None = None,
     error_like: str | None = None,
     before: Ending | None = None,
     limit: int = 50,
 ) -> Operation[list[JobRow]]:
     """Failed jobs, the last failure first; pass the `Ending` of a page's last job as `before` to get the next."""
     start = before or Ending(datetime.max.replace(tzinfo=UTC), MAX_ID)
-    params = _filters(queue, kind) | {"error_like": _optional(error_like, "error_like", MAX_KEY)}
+    params = _filters(queue, kind) | {
+        "key": _optional(key, "key", MAX_KEY), "error_like": _optional(error_like, "error_like", MAX_KEY)
+    }  # fmt: skip
     page = {"finished_at": start.finished_at, "id": start.id, "limit": whole(limit, "limit")}
     return [_row(row) for row in (yield Statement(FAILED, params | page))]
 

@@ -1,7 +1,8 @@
-"""What happened to a job and what will, moment by moment, from what its row remembers; `pgqueue-ref show` prints it.
+"""All that is known of a job: what happened to it and what will, moment by moment; its result; what it waits for.
 
-A row keeps one moment of each sort: of its attempts only the newest, of its errors no time at all. Events know all of
-the past, where they are installed and were on.
+`pgqueue-ref show` prints it, the REST API answers it as a job's history, the page draws that. A row keeps one moment of
+each sort: of its attempts only the newest, of its errors no time at all. Events know all of the past, where they are
+installed and were on.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from pgqueue_ref.core import JobRow
+from pgqueue_ref.core import JobRow, Operation
+from pgqueue_ref.core import operations as core
+from pgqueue_ref.extensions import dependencies, events, installed, results
 from pgqueue_ref.extensions.events import Event
 
+EVENTS = 200  # of a job, the newest: one that snoozes may have a million
+WAITS_FOR = 10  # parents of a blocked job
 WORKERS = (" pgqueue_ref:claim", " pgqueue_ref:write")  # how they call their connections
 
 
@@ -22,6 +27,37 @@ class Moment(NamedTuple):
     at: datetime
     event: str
     detail: str = ""
+
+
+class Known(NamedTuple):
+    """A job and what the extensions know of it: nothing where they are not installed. Of `waits_for` one more than
+    `WAITS_FOR` says that there are more."""
+
+    job: JobRow
+    events: list[Event]
+    result: results.Result | None
+    waits_for: list[dependencies.Parent]
+
+    @property
+    def failure(self) -> Event | None:
+        """The newest event that has a traceback."""
+        return next((event for event in reversed(self.events) if event.traceback), None)
+
+
+def known(job_id: int) -> Operation[Known]:
+    """What is known of a job; raises `JobNotFound`."""
+    job = yield from core.get(job_id)
+    there = yield from installed(dependencies.DEPENDENCIES, events.EVENTS, results.RESULTS)
+    happened: list[Event] = []
+    result: results.Result | None = None
+    waits_for: list[dependencies.Parent] = []
+    if events.EVENTS.name in there:
+        happened = (yield from events.newest(job_id=job_id, limit=EVENTS))[::-1]
+    if results.RESULTS.name in there:
+        result = (yield from results.get_many([job_id])).get(job_id)
+    if job.status == "blocked" and dependencies.DEPENDENCIES.name in there:
+        waits_for = yield from dependencies.parents(job_id, waiting=True, limit=WAITS_FOR + 1)
+    return Known(job, happened, result, waits_for)
 
 
 def timeline(job: JobRow, events: Sequence[Event] = ()) -> list[Moment]:

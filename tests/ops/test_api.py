@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import secrets
@@ -210,6 +211,30 @@ def test_pages_show_every_job_once_newest_first_while_others_push(api: httpx.Cli
     assert api.get(JOBS, params={"limit": 1, "kind": "none"}).json() == {"jobs": [], "next": None}
 
 
+def test_failed_jobs_come_the_last_failure_first_page_by_page(api: httpx.Client, queue: Queue) -> None:
+    ids = [queue.push("mail", key=f"k{n}").id for n in range(5)]
+    jobs = {job.id: job for job in queue.claim([Want("mail", 5)], worker="me")}
+    order = [ids[n] for n in (3, 0, 4, 1, 2)]
+    for id_ in order:
+        queue.fail(jobs[id_], "broken", final=True)
+    queue.push("mail")
+    seen: list[int] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = api.get(JOBS, params={"status": "failed", "limit": 2, **cursor}).json()
+        seen += [job["id"] for job in page["jobs"]]
+        if page["next"] is None:
+            break
+        cursor = {"cursor": page["next"]}
+    assert seen == order[::-1]
+    narrowed = api.get(JOBS, params={"status": "failed", "kind": "mail", "queue": "default", "key": "k4"}).json()
+    assert [job["id"] for job in narrowed["jobs"]] == [ids[4]]
+    # A place in one order is none in the other.
+    refused(api.get(JOBS, params=cursor), 422, "invalid_request")
+    newest = api.get(JOBS, params={"limit": 1}).json()["next"]
+    refused(api.get(JOBS, params={"status": "failed", "cursor": newest}), 422, "invalid_request")
+
+
 def test_a_full_last_page_has_no_next(api: httpx.Client, queue: Queue) -> None:
     for _ in range(3):
         queue.push("mail")
@@ -241,12 +266,18 @@ def test_a_page_has_as_many_jobs_as_the_settings_allow(serve: Serve, queue: Queu
         assert "2 jobs at most" in refused(api.get(JOBS, params={"limit": 3}), 422, "invalid_request")["detail"]
 
 
+def cursor(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
 @pytest.mark.parametrize(
     "filters",
     [
         {"limit": 0}, {"limit": 201}, {"limit": "many"}, {"status": "lost"}, {"staus": "failed"}, {"queue": ""},
         {"kind": "x" * 256}, {"cursor": "nonsense"}, {"cursor": "YmVmb3JlOi0x"}, {"cursor": "YmVmb3JlOg"},
-        {"cursor": "é"},
+        {"cursor": "é"}, {"status": "failed", "cursor": cursor("failed:yesterday/1")},
+        {"status": "failed", "cursor": cursor("failed:0001-01-01T00:00:00+23:59/1")},
+        {"status": "failed", "cursor": cursor("failed:2026-01-01T00:00:00+00:00/0")},
     ],
 )  # fmt: skip
 def test_a_list_that_cannot_be_meant_is_422(filters: dict[str, Any], api: httpx.Client) -> None:

@@ -10,8 +10,9 @@ import psycopg
 import pytest
 from http_api import JOBS, client, refused
 
-from pgqueue_ref.core import Queue, Want
-from pgqueue_ref.extensions import EXTENSIONS, results
+from pgqueue_ref.core import Failure, Queue, Want
+from pgqueue_ref.extensions import EXTENSIONS, dependencies, events, results
+from pgqueue_ref.ops import timeline
 
 Cli = Callable[..., Any]
 
@@ -63,6 +64,49 @@ def test_the_events_of_a_job_come_in_pages_also_when_it_is_gone(queue: Queue, ap
     assert rest["next"] is None
     assert api.get(f"{JOBS}/999/events").json() == {"events": [], "next": None}
     refused(api.get(f"{JOBS}/{job_id}/events", params={"limit": 0}), 422, "invalid_request")
+
+
+def test_the_history_of_a_job_is_all_that_is_known_of_it(queue: Queue, api: httpx.Client) -> None:
+    job_id = queue.push("mail").id
+    (job,) = queue.claim([Want("mail", 1)], worker="w1")
+    queue.run(
+        events.fail_many([Failure(job, "no post office")], {(job.id, job.lease_token): "Traceback: no post office"})
+    )
+    (job,) = queue.claim([Want("mail", 1)], worker="w2")
+    queue.run(results.complete(job, {"sum": 3}))
+    waiting = queue.run(dependencies.push("book", depends_on=[queue.push("page", key="p").id])).id
+    history = api.get(f"{JOBS}/{job_id}/history").json()
+    assert history["job"] == api.get(f"{JOBS}/{job_id}").json()
+    assert [moment["event"] for moment in history["timeline"]] == [
+        "pushed", "claimed", "failed", "claimed", "succeeded", "deleted"
+    ]  # fmt: skip
+    assert history["traceback"] == {"attempt": 1, "text": "Traceback: no post office"}
+    assert history["result"] == api.get(f"{JOBS}/{job_id}/result").json()
+    assert history["waits_for"] == []
+    history = api.get(f"{JOBS}/{waiting}/history").json()
+    assert history["waits_for"] == [{"id": waiting - 1, "kind": "page", "key": "p", "status": "pending"}]
+    assert (history["traceback"], history["result"]) == (None, None)
+    refused(api.get(f"{JOBS}/999/history"), 404, "job_not_found")
+
+
+def test_the_history_has_the_newest_events_of_a_job_that_has_many(
+    queue: Queue, api: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeline, "EVENTS", 3)
+    job_id = queue.push("mail").id
+    for _ in range(3):
+        queue.snooze(queue.claim([Want("mail", 1)], worker="w1")[0], 0)
+    told = [moment["event"] for moment in api.get(f"{JOBS}/{job_id}/history").json()["timeline"]]
+    assert told[-3:] == ["snoozed", "claimed", "snoozed"]
+    assert told.count("claimed") == 1
+
+
+def test_without_the_extensions_the_history_is_what_the_row_knows(
+    api: httpx.Client, db: psycopg.Connection[Any]
+) -> None:
+    history = api.get(f"{JOBS}/{Queue(db).push('mail').id}/history").json()
+    assert [moment["event"] for moment in history["timeline"]] == ["pushed"]
+    assert (history["traceback"], history["result"], history["waits_for"]) == (None, None, [])
 
 
 def test_without_the_extensions_it_is_said_what_to_do(api: httpx.Client) -> None:

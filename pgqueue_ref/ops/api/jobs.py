@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
+import re
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -11,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pgqueue_ref.core import JobNotFound, JobRow, Operation, Status
 from pgqueue_ref.core.operations import cancel, cancel_key, get, list_jobs, push_many, retry
-from pgqueue_ref.ops.operations import newest
+from pgqueue_ref.ops.operations import Ending, failed, newest
 
 from . import paths  # noqa: F401 - registers the convertors
 from .database import Database
@@ -103,33 +105,67 @@ async def push_batch(request: Request, batch: Batch) -> Response:
 
 @router.get("", response_model=Page)
 async def list_newest(request: Request, filters: Annotated[Filters, Query()]) -> Response:
-    """Jobs, newest first; give `next` of a page as `cursor` for the one after it."""
+    """Jobs, newest first; with the status `failed` the last failure first. `next` of a page is the `cursor` of the one
+    after it."""
     most = request.app.state.settings.max_page
     limit = min(USUAL_PAGE, most) if filters.limit is None else filters.limit
     if limit > most:
         raise Refused("invalid_request", f"limit is {limit}: a page has {most} jobs at most")
-    given = filters.model_dump(exclude={"cursor", "limit"})
     # One more than the page has, to know whether another follows.
-    found = await database(request).run(newest(**given, before=_before(filters.cursor), limit=limit + 1))
+    found = await database(request).run(_page(filters, limit + 1))
     jobs = found[:limit]
-    return Json({"jobs": [shown(job) for job in jobs], "next": _cursor(jobs[-1].id) if found[limit:] else None})
+    following = _cursor(jobs[-1], filters) if found[limit:] else None
+    return Json({"jobs": [shown(job) for job in jobs], "next": following})
 
 
-def _cursor(last: int) -> str:
+def _page(filters: Filters, limit: int) -> Operation[list[JobRow]]:
+    """The jobs of a page. By id the failed ones would be sorted anew for each page, all of them."""
+    given = filters.model_dump(include={"queue", "kind", "key"})
+    if filters.status == "failed":
+        return failed(**given, before=_ending(filters.cursor), limit=limit)
+    return newest(**given, status=filters.status, before=_before(filters.cursor), limit=limit)
+
+
+def _cursor(last: JobRow, filters: Filters) -> str:
     """Opaque to clients, so that its meaning may change."""
-    return base64.urlsafe_b64encode(b"before:%d" % last).decode().rstrip("=")
+    place = f"before:{last.id}"
+    if filters.status == "failed" and last.finished_at is not None:
+        place = f"failed:{last.finished_at.isoformat()}/{last.id}"
+    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
 
 
 def _before(cursor: str | None) -> int:
+    return MAX_ID if cursor is None else _id(_place(cursor, "before"))
+
+
+def _ending(cursor: str | None) -> Ending | None:
     if cursor is None:
-        return MAX_ID
+        return None
+    moment, _, number = _place(cursor, "failed").partition("/")
     try:
-        word, _, number = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).partition(b":")
-        if word == b"before" and number.isdigit() and 0 < int(number) <= MAX_ID:
-            return int(number)
-    except (ValueError, binascii.Error):
-        pass
-    raise Refused("invalid_request", "cursor is not one that this API gave out: start without it")
+        return Ending(datetime.fromisoformat(moment).astimezone(UTC), _id(number))
+    except (ValueError, OverflowError):  # of a moment that is none, or lies outside the calendar in UTC
+        raise _not_ours() from None
+
+
+def _place(cursor: str, wanted: str) -> str:
+    """What stands in a cursor of this sort."""
+    with contextlib.suppress(ValueError):  # as are the errors of base64 and UTF-8
+        decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
+        sort, _, place = decoded.partition(":")
+        if sort == wanted:
+            return place
+    raise _not_ours()
+
+
+def _id(number: str) -> int:
+    if re.fullmatch(r"\d{1,19}", number, re.ASCII) and 0 < int(number) <= MAX_ID:
+        return int(number)
+    raise _not_ours()
+
+
+def _not_ours() -> Refused:
+    return Refused("invalid_request", "cursor is not one that this list gave out: start without it")
 
 
 @router.get("/{job_id:job}", response_model=ShownJob, responses=problems("job_not_found"))

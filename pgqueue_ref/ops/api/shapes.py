@@ -192,8 +192,42 @@ class ShownResult(BaseModel):
     delete_after: datetime | None
 
 
+class ShownMoment(BaseModel):
+    """Something that happened to a job, or will happen then, in words for people."""
+
+    at: datetime
+    event: str
+    detail: str
+
+
+class ShownTraceback(BaseModel):
+    """Where an attempt failed."""
+
+    attempt: int
+    text: str
+
+
+class ShownParent(BaseModel):
+    """A job that another waits for; of one whose row is gone nothing but the id is known."""
+
+    id: int
+    kind: str | None
+    key: str | None
+    status: str | None
+
+
+class ShownHistory(BaseModel):
+    """A job with all that is known of it; null or empty is what never was, or whose extension is not installed."""
+
+    job: ShownJob
+    timeline: list[ShownMoment] = Field(description="Oldest first; the newest 200 events and what is to come")
+    traceback: ShownTraceback | None = Field(description="Of the newest attempt that left one")
+    result: ShownResult | None
+    waits_for: list[ShownParent] = Field(description="What a blocked job waits for: ten of these jobs at most")
+
+
 class Page(BaseModel):
-    """Jobs, newest first, and the cursor of the next page."""
+    """Jobs, and the cursor of the next page."""
 
     jobs: list[ShownJob]
     next: str | None

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pgqueue_ref.core import JobRow, Status, run
-from pgqueue_ref.core import operations as core
-from pgqueue_ref.extensions import dependencies, events, installed, results
+from pgqueue_ref.extensions import dependencies, results
 
 from .. import operations as op
 from ..app import (
@@ -24,10 +23,9 @@ from ..app import (
     print_table,
     printable,
 )
-from ..timeline import timeline
+from ..timeline import WAITS_FOR, known, timeline
 
 ERROR_LENGTH = 120  # characters of a message in a table
-WAITS_FOR = 10  # parents of a blocked job that `show` names
 
 Queue = Annotated[str | None, typer.Option(help="Only of this queue.")]
 Kind = Annotated[str | None, typer.Option(help="Only of this kind.")]
@@ -103,17 +101,13 @@ def show(
 ) -> None:
     """Show one job: payload, errors, attempts, and what happened when."""
     with database() as connection:
-        job = run(connection, core.get(job_id))
-        there = run(connection, installed(dependencies.DEPENDENCIES, events.EVENTS, results.RESULTS))
-        known = run(connection, events.timeline(job_id)) if events.EVENTS.name in there else []
-        kept = run(connection, results.get_many([job_id])) if results.RESULTS.name in there else {}
-        follows = job.status == "blocked" and dependencies.DEPENDENCIES.name in there
-        waited = run(connection, dependencies.parents(job_id, waiting=True, limit=WAITS_FOR + 1)) if follows else []
-    moments = timeline(job, known)
+        found = run(connection, known(job_id))
+    job, result, waits_for, failure = found.job, found.result, found.waits_for, found.failure
+    moments = timeline(job, found.events)
     if as_json:
-        result = {"result": result_json(kept[job_id])} if job_id in kept else {}
-        waits_for = {"waits_for": [parent.id for parent in waited[:WAITS_FOR]]} if waited else {}
-        print_json(job_json(job) | result | waits_for | {"timeline": [moment._asdict() for moment in moments]})
+        returned = {"result": result_json(result)} if result else {}
+        waited = {"waits_for": [parent.id for parent in waits_for[:WAITS_FOR]]} if waits_for else {}
+        print_json(job_json(job) | returned | waited | {"timeline": [moment._asdict() for moment in moments]})
         return
     typer.echo(f"job {job.id}: {job.status}")
     facts = {
@@ -122,18 +116,18 @@ def show(
     }  # fmt: skip
     for name, value in facts.items():
         typer.echo(f"  {name:<9} {cell(value)}")
-    if waited:
-        more_than = "" if len(waited) <= WAITS_FOR else f", the first {WAITS_FOR} of them"
-        _section(f"waits for{more_than}", "\n".join(map(_parent, waited[:WAITS_FOR])))
+    if waits_for:
+        more_than = "" if len(waits_for) <= WAITS_FOR else f", the first {WAITS_FOR} of them"
+        _section(f"waits for{more_than}", "\n".join(map(_parent, waits_for[:WAITS_FOR])))
     _section("payload", json_text(job.payload))
     if job.metadata:
         _section("metadata", json_text(job.metadata))
-    if job_id in kept:
-        _section("result", kept[job_id].error or json_text(kept[job_id].value))
+    if result:
+        _section("result", result.error or json_text(result.value))
     if job.errors:
         _section("errors, oldest first", "\n".join(job.errors))
-    if raised := [event for event in known if event.traceback]:
-        _section(f"traceback of attempt {raised[-1].attempt}", raised[-1].traceback or "")
+    if failure:
+        _section(f"traceback of attempt {failure.attempt}", failure.traceback or "")
     _section("timeline", "\n".join(f"{cell(m.at)}  {m.event:<10}  {m.detail}".rstrip() for m in moments))
 
 

@@ -22,7 +22,7 @@ export class ApiError extends Error {
 
 export const api = {
   overview: (signal) => call("GET", "stats/overview", signal),
-  job: (id, signal) => call("GET", `jobs/${encodeURIComponent(id)}`, signal),
+  history: (id, signal) => call("GET", `jobs/${encodeURIComponent(id)}/history`, signal),
   jobs: (filters, signal) => {
     const given = Object.entries(filters).filter(([, value]) => value);
     return call("GET", `jobs?${new URLSearchParams(given)}`, signal);

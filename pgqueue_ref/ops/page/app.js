@@ -29,7 +29,7 @@ function view() {
   }
   const job = /^\/jobs\/(\d+)$/.exec(path);
   if (job) {
-    return { load: (signal) => api.job(job[1], signal), draw: details, title: `Job ${job[1]}`, lacking: () => missing(job[1]), nav: "#/jobs" };
+    return { load: (signal) => api.history(job[1], signal), draw: details, title: `Job ${job[1]}`, lacking: () => missing(job[1]), nav: "#/jobs" };
   }
   if (path === "/jobs" || path === "/failed") {
     const isFailed = path === "/failed";

@@ -71,6 +71,9 @@ export function setClock(date) {
   if (!Number.isNaN(server)) skew = Math.abs(server - Date.now()) > 2000 ? server - Date.now() : 0;
 }
 
+/** Now, by the server's clock, in milliseconds. */
+export const now = () => Date.now() + skew;
+
 export const count = (number) => Number(number).toLocaleString("en");
 
 /** "3 min" for 190 seconds: two significant steps, no more. */
@@ -95,7 +98,7 @@ export function clock(date) {
 export function moment(text, { short = false } = {}) {
   if (!text) return "–";
   const date = new Date(text);
-  const ago = (Date.now() + skew - date.getTime()) / 1000;
+  const ago = (now() - date.getTime()) / 1000;
   const relative = Math.abs(ago) < 2 ? "just now" : ago > 0 ? `${duration(ago)} ago` : `in ${duration(-ago)}`;
   const day = `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
   const full = `${day} ${clock(date)}`;

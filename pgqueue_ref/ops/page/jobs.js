@@ -1,10 +1,12 @@
 // The list of jobs with its filters, and one job with its timeline.
 
-import { duration, h, moment, name } from "./dom.js";
+import { duration, h, moment, name, now } from "./dom.js";
 
 const STATUSES = ["pending", "blocked", "running", "succeeded", "failed", "cancelled"];
 const RETRYABLE = ["failed", "cancelled"];
 const CANCELLABLE = ["pending", "blocked", "running"];
+
+const EXPECTED = ["due", "lease ends", "expires", "deleted"]; // moments of a timeline that may lie ahead
 
 const badge = (status) => h("span", { class: `badge ${STATUSES.includes(status) ? status : ""}` }, status);
 const attempts = (job) => (job.max_attempts == null ? `${job.attempt}` : `${job.attempt} of ${job.max_attempts}`);
@@ -21,7 +23,7 @@ export function list(data, filters, route, isFailed) {
   const { jobs, next } = data;
   return [
     h("h1", { tabindex: "-1" }, isFailed ? "Failed jobs" : "Jobs"),
-    isFailed && h("p", { class: "lead" }, "No attempts left: these stay until somebody retries or purges them."),
+    isFailed && h("p", { class: "lead" }, "The last failure first. No attempts left: these stay until somebody retries or purges them."),
     filterForm(filters, route, isFailed),
     jobs.length ? h("ul", { class: "jobs" }, jobs.map((job) => item(job, isFailed))) : nothing(filters, isFailed),
     h("p", { class: "pages" },
@@ -69,43 +71,47 @@ function item(job, isFailed) {
 
 // -- one job -------------------------------------------------------------------------------------------------
 
-export function details(job) {
+/** `history` is the API's: the job, its timeline, and what else is known of it. */
+export function details(history) {
+  const { job, timeline, traceback, result } = history;
   return [
     h("div", { class: "title" }, h("h1", { tabindex: "-1" }, `Job ${job.id} `, name(job.kind)), badge(job.status)),
     h("div", { class: "actions" },
       RETRYABLE.includes(job.status) && button("retry", job, "Retry", "primary"),
       CANCELLABLE.includes(job.status) && button("cancel", job, "Cancel", "danger"),
     ),
+    waitsFor(history.waits_for),
     h("h2", null, "Timeline"),
-    h("ol", { class: "timeline" }, timeline(job)),
+    h("ol", { class: "timeline" }, timeline.map(step)),
     errors(job),
-    h("h2", null, "Payload"),
-    h("pre", { tabindex: "0", role: "group", "aria-label": "Payload" }, JSON.stringify(job.payload, null, 2)),
+    traceback && text("Traceback", traceback.text, `of attempt ${traceback.attempt}`),
+    result && json("Result", result.value),
+    json("Payload", job.payload),
     h("h2", null, "Particulars"),
     h("dl", { class: "facts" }, facts(job)),
-    Object.keys(job.metadata ?? {}).length > 0 && [h("h2", null, "Metadata"),
-      h("pre", { tabindex: "0", role: "group", "aria-label": "Metadata" }, JSON.stringify(job.metadata, null, 2))],
+    Object.keys(job.metadata ?? {}).length > 0 && json("Metadata", job.metadata),
   ];
 }
 
-/** What happened and what will, in order. A retry that waits has a start behind it and a due moment before it. */
-function timeline(job) {
-  const event = (label, at, note, kind = "") => at && { at: Date.parse(at), node: h("li", { class: kind }, h("b", null, label), " ", moment(at), note && h("p", null, note)) };
-  const retried = job.started_at && Date.parse(job.run_at) > Date.parse(job.started_at);
-  const waits = job.status === "pending" || job.status === "blocked";
-  const took = job.finished_at && job.started_at ? (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000 : null;
-  const tried = ["attempt ", attempts(job), job.worker && [" on ", name(job.worker)]];
-  const happened = [
-    event("Pushed", job.created_at),
-    event(retried ? "Due again" : "Due", job.run_at, waits && job.attempt > 0 ? `after ${job.attempt} of ${job.max_attempts ?? "?"} attempts` : null),
-    event("Started", job.started_at, tried),
-    event(job.status === "running" ? "Lease until" : "", job.status === "running" && job.lease_expires_at,
-      "renewed by the worker while it lives; past it, the job is taken from the worker", "open"),
-    event("Expires", waits && job.expires_at, "not started by then, it is cancelled", "open"),
-    event({ succeeded: "Succeeded", failed: "Failed", cancelled: "Cancelled" }[job.status] ?? "Finished", job.finished_at,
-      took != null && took >= 0 && job.status !== "cancelled" ? `took ${duration(took)}` : null, job.status),
-  ].filter(Boolean);
-  return happened.sort((a, b) => a.at - b.at).map(({ node }) => node);
+/** One moment of the timeline; a hollow dot is still to come. Whatever the clocks say, what happened has happened. */
+function step({ at, event, detail }) {
+  const toCome = EXPECTED.includes(event) && Date.parse(at) > now();
+  return h("li", { class: toCome ? "open" : event }, h("b", null, event[0].toUpperCase() + event.slice(1)), " ", moment(at),
+    detail && h("p", { dir: "auto" }, detail));
+}
+
+const json = (title, value) => text(title, JSON.stringify(value, null, 2));
+
+function text(title, content, note) {
+  return [h("h2", null, title, note && h("small", { class: "faint" }, ` ${note}`)),
+    h("pre", { tabindex: "0", role: "group", "aria-label": title, dir: "auto" }, content)];
+}
+
+function waitsFor(parents) {
+  if (!parents.length) return null;
+  return [h("h2", null, "Waits for"), h("ul", { class: "parents" }, parents.map((parent) =>
+    h("li", null, h("a", { href: `#/jobs/${parent.id}` }, `#${parent.id} `, parent.kind && name(parent.kind)), " ",
+      parent.status ? badge(parent.status) : h("span", { class: "faint" }, "is gone"))))];
 }
 
 function errors(job) {
@@ -123,8 +129,9 @@ function facts(job) {
     ["priority", job.priority], ["attempts", attempts(job)],
     ["worker", job.worker == null ? "none" : name(job.worker)],
     ["expires", job.expires_at ? moment(job.expires_at) : "never"],
+    job.started_at && job.finished_at && ["took", duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000)],
   ];
-  return rows.map(([term, value]) => h("div", null, h("dt", null, term), h("dd", null, value)));
+  return rows.filter(Boolean).map(([term, value]) => h("div", null, h("dt", null, term), h("dd", null, value)));
 }
 
 export function missing(id) {
