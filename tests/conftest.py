@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import secrets
+import signal
 from collections.abc import Callable, Generator, Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -171,6 +172,9 @@ class _GivenServer:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SERVERS] = set()
+    # A shell starts what runs in its background with SIGINT ignored, and so would be the programs under test.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

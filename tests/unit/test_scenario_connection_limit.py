@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from loads import Load
+from measured import MEASURED
 
+from pgqueue_ref.capacity import plan
+from pgqueue_ref.capacity.plan import Demand
 from pgqueue_ref.harness.connections import Slots, safe_workers
 from pgqueue_ref.harness.server import Server
 from pgqueue_ref.harness.slo import Exit
@@ -92,12 +96,22 @@ def options(*more: str) -> list[str]:
     return ["--scenario", "connection-limit", *parameters]
 
 
+def planned(load: Load, name: str, surge: float) -> int:
+    """The safe workers in a plan for the connections of which the run says that it was left with."""
+    (source,) = [figure["meaning"] for figure in load.result()["found"] if figure["name"] == name]
+    most, reserved, others = map(int, re.findall(r"(\d+) (?:connections|reserved|of others)", source))
+    demand = Demand(rate=1, wait=1, max_connections=most, reserved=reserved, others=others, surge=surge)
+    return plan.make(MEASURED, demand).safe_workers
+
+
 def test_as_many_workers_and_pools_fit_as_the_formula_says_and_what_does_not_fit_loses_nothing(load: Load) -> None:
     code, output = load.run(*options())
     assert code == Exit.PASS, output
     found = {figure["name"]: figure["value"] for figure in load.result()["found"]}
     assert (found["workers_promised"], found["surge_promised"], found["pools_promised"]) == (3, 3, 2)
     assert min(found[name] for name in ("surge_refused", "refused_by_server", "refused_by_pool")) >= 1
+    for name, surge in (("workers_promised", 1.0), ("surge_promised", 2.0)):
+        assert planned(load, name, surge) == found[name], "a plan says what the experiment found"
     ledger = load.result()["ledger"]
     assert (ledger["lost"], ledger["unexpected"], ledger["duplicated"], ledger["failed"]) == (0, 0, 0, 0)
 
