@@ -57,13 +57,23 @@ RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
+    reached bigint[];
+    held bigint[];
+    cascades boolean;
     waiting bigint[];
     due text;
     namespace text;
     sleepers bigint;
 BEGIN
-    PERFORM FROM pgqueue_jobs
-    WHERE id = ANY (ARRAY(SELECT job_id FROM pgqueue_dependencies_reach(parents, outcomes, untils))) ORDER BY id FOR UPDATE;
+    -- Nobody adds an edge to a parent that we hold. Below it somebody may have while we waited: then look and lock again.
+    LOOP
+        SELECT array_agg(DISTINCT job_id ORDER BY job_id), bool_or(cancels) INTO reached, cascades
+        FROM pgqueue_dependencies_reach(parents, outcomes, untils);
+        EXIT WHEN reached IS NULL OR reached = held;
+        PERFORM FROM pgqueue_jobs WHERE id = ANY (reached) ORDER BY id FOR UPDATE;
+        EXIT WHEN NOT cascades;
+        held := reached;
+    END LOOP;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM FROM pgqueue_dependencies AS edge
         WHERE edge.job_id = ANY (ARRAY(SELECT job_id FROM pgqueue_dependencies_reach(parents, outcomes, untils)))

@@ -645,6 +645,27 @@ def test_a_last_parent_that_ends_while_another_fails_does_not_free_the_child(
     assert status(queue, child) == ["cancelled"]
 
 
+def test_a_job_pushed_below_a_cascade_under_way_is_locked_before_it_is_looked_at(
+    queue: Queue, transaction: Callable[..., Queue], background: Background
+) -> None:
+    """A cascade that waits may reach further afterwards: the new job's other parent ends at the same instant."""
+    root, other = push(queue), push(queue)
+    middle = push(queue, root)
+    jobs = take(queue, root, other)
+    holder, failing, completing = transaction(), transaction(), transaction()
+    holder.connection.execute("SELECT FROM pgqueue_jobs WHERE id = %s FOR KEY SHARE", [middle])  # a push may pass
+    failure = background(failing.fail, jobs[0], "broken", final=True)
+    wait_for_block(queue, failing, holder)
+    end = push(queue, middle, other, on_parent_failure="run")
+    completing.complete(jobs[1])
+    holder.connection.commit()
+    wait_for_block(queue, failing, completing)
+    completing.connection.commit()
+    failure.result()
+    failing.connection.commit()
+    assert status(queue, middle, end) == ["cancelled", "pending"]
+
+
 @pytest.mark.parametrize("isolation", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE])
 def test_above_read_committed_the_second_of_two_last_parents_must_be_repeated(
     queue: Queue, transaction: Callable[..., Queue], isolation: IsolationLevel
