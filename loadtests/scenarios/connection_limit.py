@@ -19,11 +19,12 @@ from sqlalchemy.orm import Session
 from pgqueue_ref.core import ConnectionLimit, connect, conninfo
 from pgqueue_ref.harness import ledger
 from pgqueue_ref.harness.connections import WORKER, Slots, safe_workers
-from pgqueue_ref.harness.faults import REPLACED_AFTER
+from pgqueue_ref.harness.faults import REPLACED_AFTER, Line
 from pgqueue_ref.harness.processes import GRACE, WorkerProcess
 from pgqueue_ref.harness.run import LEAD, LoadRun
 from pgqueue_ref.harness.scenario import Scenario, poisson, service
 from pgqueue_ref.harness.slo import Exit
+from pgqueue_ref.harness.traces import Arrival
 from pgqueue_ref.sqlalchemy import queue
 
 PATIENCE = 60.0  # seconds for what should take a few
@@ -88,12 +89,12 @@ class Connections(Scenario):
     formula asks for. Then more pools than fit push jobs, and the workers' connections are cut and taken by others:
     workers wait, come back when there is room, and lose nothing. Workers and pools are of an ordinary role; the ledger
     and the sampler are of the superuser, for whom slots are reserved. `--set per_worker=2` shows what the scenario says
-    of a formula that promises too much.
+    of a formula that promises too much. Faults come between the phases in which connections are counted, and in the
+    last one, in which they are not.
     """
 
     name = "connection-limit"
     quick = {"seconds": 5.0, "crowd": 8.0}
-    bears = ()  # it counts connections: what a fault ends or starts cannot be told from what it looks for
     positive = (*Scenario.positive, "workers", "per_worker", "pools", "pool", "crowd", "seconds", "rate")
     server_settings = {"max_connections": "70", "superuser_reserved_connections": "12"}
     per_worker = WORKER  # connections that the formula takes a worker for
@@ -122,25 +123,34 @@ class Connections(Scenario):
     def play(self, run: LoadRun) -> None:
         self._refused: Counter[str] = Counter()  # callers of pools who got no connection, by who said so
         self._unclassified: list[str] = []
+        self._turns = itertools.count()  # of keeping the workers busy
         self._count = self.workers + 1  # workers that fit
         with contextlib.ExitStack() as stack:
-            self._watch = stack.enter_context(run.connect("loadtest watch"))
+            with run.undisturbed():
+                self._watch = stack.enter_context(contextlib.closing(Line(lambda: run.connect("loadtest watch"))))
             self._others = stack.enter_context(contextlib.closing(Others(lambda: self._open(run, "loadtest others"))))
             self._phase(run, "workers", self._fit_workers)
             self._phase(run, "deploy without room", self._deploy_without_room)
             self._phase(run, "deploy with room", self._deploy_with_room)
             self._phase(run, "pools", self._fit_pools)
             self._phase(run, "crowd", self._crowd, self.crowd)
-            self._phase(run, "after", lambda run: None)
+        run.offer(self._arrivals(self.seconds), "after")
 
     def _phase(self, run: LoadRun, name: str, script: Callable[[LoadRun], None], seconds: float | None = None) -> None:
         """Do what `script` says while jobs arrive."""
-        draw = service(self.service, self.random)
-        arrivals = poisson(self.rate, seconds or self.seconds, draw, self.random)
-        load = run.spawn(run.offer, arrivals, name)
-        time.sleep(LEAD)
-        script(run)
-        load.join()
+        with run.undisturbed():
+            if run.measured.faults:
+                self._watch.renew()
+                self._keep_busy(run, run.elapsed() + PATIENCE)
+            load = run.spawn(run.offer, self._arrivals(seconds or self.seconds), name)
+            time.sleep(LEAD)
+            script(run)
+            load.join()
+            if run.settings.faults:
+                self._others.close()  # what starts in the place of a worker that is killed needs room
+
+    def _arrivals(self, seconds: float) -> list[Arrival]:
+        return poisson(self.rate, seconds, service(self.service, self.random), self.random)
 
     def _open(self, run: LoadRun, name: str) -> ledger.Connection:
         """A connection of the ordinary role."""
@@ -167,7 +177,7 @@ class Connections(Scenario):
 
         `coming` are connections of the harness that are not there yet, `ours` those that are there and no others.
         """
-        slots = self._others.leave(self._watch, free + coming + PROGRESS)
+        slots = self._others.leave(self._watch.connection, free + coming + PROGRESS)
         return slots, slots.used + coming + PROGRESS - ours
 
     def _start(self, run: LoadRun, number: int) -> int:
@@ -185,7 +195,7 @@ class Connections(Scenario):
         return missing
 
     def _held(self) -> int:
-        (held,) = self._watch.execute(HELD, (self._role,)).fetchone() or (0,)
+        (held,) = self._watch.connection.execute(HELD, (self._role,)).fetchone() or (0,)
         return int(held)
 
     def _deploy_without_room(self, run: LoadRun) -> None:
@@ -292,7 +302,7 @@ class Connections(Scenario):
             pool.callers += [run.spawn(self._push_on, run, pool, name, until) for name in callers]
         time.sleep(1.0)
         before, began = _refusals(run), run.elapsed()
-        self._watch.execute(CUT, (self._role,))
+        self._watch.connection.execute(CUT, (self._role,))
         self._others.take_all()
         time.sleep(max(0.0, until - run.elapsed()))
         refused, seconds = _refusals(run) - before, run.elapsed() - began
@@ -308,10 +318,9 @@ class Connections(Scenario):
 
     def _keep_busy(self, run: LoadRun, until: float) -> None:
         """Push jobs for all workers until all are connected: one that has nothing to write does not connect for it."""
-        turns = itertools.count()
-        while self._held() < WORKER * self._count and run.elapsed() < until:
+        while self._held() < WORKER * len(run.workers) and run.elapsed() < until:
             run.check()
-            run.fill(self._count * self.slots, lambda: 0.05, prefix=f"busy-{next(turns)}")
+            run.fill(len(run.workers) * self.slots, lambda: 0.05, prefix=f"busy-{next(self._turns)}")
             time.sleep(0.5)
 
     def _push_on(self, run: LoadRun, pool: Pool, name: str, until: float) -> None:
@@ -335,7 +344,9 @@ class Connections(Scenario):
         run.found("refused_by_server", self._refused["server"], "callers", "of pools, who were told so by the server")
         run.found("refused_by_pool", self._refused["pool"], "callers", "of pools that had lent all their connections")
         after = run.measured.phases[-1]
-        run.found("after_p99_ms", run.start_latency(after)["p99_ms"], "ms", "start latency when all is over")
+        latency = run.start_latency(after)
+        run.found("after_p99_ms", latency["p99_ms"], "ms", "start latency when all is over")
+        run.found("after_jobs", latency["count"], "jobs", "that this rests on")
         held = [(row["t"], Counter(json.loads(row["by_application"] or "{}"))) for row in run.measured.samples]
         lines = {
             "workers": [(t, sum(n for name, n in by.items() if name.startswith("pgqueue_ref:"))) for t, by in held],

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import psycopg
@@ -9,9 +9,10 @@ from psycopg import errors, sql
 
 from pgqueue_ref.core import Queue, Want, connect, install, operations
 from pgqueue_ref.harness import plans
+from pgqueue_ref.harness.faults import Line
 from pgqueue_ref.harness.latency import Latencies
 from pgqueue_ref.harness.run import LoadRun, RunError
-from pgqueue_ref.harness.scenario import Scenario, ScenarioError
+from pgqueue_ref.harness.scenario import Scenario
 from pgqueue_ref.worker.worker import PLANNER
 
 # What differs below these, in ms, is noise: at p99 who got the next slice of a busy processor.
@@ -61,12 +62,12 @@ class Depth(Scenario):
     claims = 5_000  # at each level
     seconds = 900.0  # that they take at most; then fewer are enough
     batch = 10  # jobs in a claim; the fewer, the less does a busy machine stretch it
-    workers = 0
+    workers = 0  # with --fault 2, for the faults to hit; they have nothing to do
     producers = 1  # of Locust's own, idle here
 
-    def prepare(self, options: object) -> None:
-        if getattr(options, "fault", ""):
-            raise ScenarioError("--fault: depth has no workers, and what it claims it claims itself; leave it out")
+    def prepare(self, options: Any) -> None:
+        if options.fault:
+            self.workers = self.workers or 2
         shallow, deep = min(10_000, self.deep), self.deep
         self._levels = (
             Level("empty", "nothing"),
@@ -83,33 +84,45 @@ class Depth(Scenario):
         self._took = {level.name: Latencies(level.name, self.window) for level in self._levels}
         self._plans: dict[str, list[plans.Plan]] = {}
         with contextlib.ExitStack() as stack:
-            with run.phase("fill"):
-                connections = {level: stack.enter_context(self._filled(run, level)) for level in self._levels}
+            with run.undisturbed(), run.phase("fill"):
+                lines = {level: stack.enter_context(self._filled(run, level)) for level in self._levels}
                 with contextlib.suppress(errors.InsufficientPrivilege):  # then it comes when it comes
-                    connections[self._levels[0]].execute("CHECKPOINT")  # so that none is due because of the fill
+                    lines[self._levels[0]].connection.execute("CHECKPOINT")  # so that none is due because of the fill
             with run.phase("claims"):
                 until = run.elapsed() + self.seconds
                 for turn in range(-WARM_UP, self.claims):
                     run.check()
                     if turn >= LEAST and run.elapsed() > until:
                         break  # what made them so slow shows in these as well
-                    for level in self.random.sample(self._levels, len(self._levels)):
-                        took = self._claim(run, level, connections[level])
-                        if turn >= 0:
-                            self._took[level.name].record(run.elapsed(), took)
-            for level, connection in connections.items():
-                connection.execute("VACUUM pgqueue_jobs")  # pages of entries that the claims left are not the plan's
-                claim = next(operations.claim([Want(KIND, self.batch)], worker="depth"))
-                self._plans[level.name] = [plans.explain(connection, *claim, mode) for mode in plans.MODES]
+                    with self._connected(run, lines) as connections:
+                        for level in self.random.sample(self._levels, len(self._levels)):
+                            took = self._claim(run, level, connections[level])
+                            if turn >= 0:
+                                self._took[level.name].record(run.elapsed(), took)
+            with self._connected(run, lines) as connections:
+                for level, connection in connections.items():
+                    connection.execute("VACUUM pgqueue_jobs")  # pages of entries that claims left are not the plan's
+                    claim = next(operations.claim([Want(KIND, self.batch)], worker="depth"))
+                    self._plans[level.name] = [plans.explain(connection, *claim, mode) for mode in plans.MODES]
+                stack.close()  # here, where no fault comes
 
     @contextlib.contextmanager
-    def _filled(self, run: LoadRun, level: Level) -> Iterator[psycopg.Connection[Any]]:
-        """A connection to a schema with the level's jobs, which goes at the end."""
+    def _connected(self, run: LoadRun, lines: Mapping[Level, Line]) -> Iterator[dict[Level, psycopg.Connection[Any]]]:
+        """The connections, made anew after a crash; no fault comes while the block runs."""
+        with run.undisturbed():
+            if run.settings.faults:
+                for line in lines.values():
+                    line.renew()
+            yield {level: line.connection for level, line in lines.items()}
+
+    @contextlib.contextmanager
+    def _filled(self, run: LoadRun, level: Level) -> Iterator[Line]:
+        """A line to a schema with the level's jobs, which goes at the end."""
         schema, began = f"{run.schema}_{level.name}", run.elapsed()
-        settings = {"application_name": "loadtest depth", "options": PLANNER}
-        with connect(run.server.dsn, schema=schema, statement_timeout_ms=0, **settings) as connection:
-            install(connection, schema)
-            try:
+        with contextlib.ExitStack() as stack:
+            with _connect(run, schema, timeout_ms=0) as connection:
+                install(connection, schema)
+                stack.callback(_drop, run, schema)
                 # The trigger would keep a second copy of all rows in memory.
                 connection.execute("ALTER TABLE pgqueue_jobs DISABLE TRIGGER USER")
                 for rows, due, lowest in ((level.due, True, 0), (level.future, False, level.above)):
@@ -118,13 +131,8 @@ class Depth(Scenario):
                 connection.execute(REFILL, ([level.priorities - 1] * self.batch,))
                 connection.execute("ALTER TABLE pgqueue_jobs ENABLE TRIGGER USER")
                 connection.execute("VACUUM (ANALYZE) pgqueue_jobs")
-                connection.execute("SET statement_timeout = '5s'")  # from here on as a worker's
-                run.say(f"{run.elapsed():5.0f} s  {level.name}: {level.meaning}, {run.elapsed() - began:.1f} s")
-                yield connection
-            finally:
-                if not connection.closed:
-                    connection.execute("SET client_min_messages = warning")
-                    connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+            run.say(f"{run.elapsed():5.0f} s  {level.name}: {level.meaning}, {run.elapsed() - began:.1f} s")
+            yield stack.enter_context(contextlib.closing(Line(lambda: _connect(run, schema))))
 
     def _claim(self, run: LoadRun, level: Level, connection: psycopg.Connection[Any]) -> float:
         """Seconds of one claim; what it took is completed and replaced."""
@@ -191,3 +199,15 @@ class Depth(Scenario):
 def _keeps(plan: plans.Plan) -> bool:
     """Whether the plan reads jobs through the claim's index and by id, and no other way."""
     return "pgqueue_jobs_claim" in plan.indexes <= ALLOWED and "pgqueue_jobs" not in plan.scanned
+
+
+def _connect(run: LoadRun, schema: str, timeout_ms: int = 5000) -> psycopg.Connection[Any]:
+    """A connection as a worker's."""
+    settings = {"application_name": "loadtest depth", "options": PLANNER}
+    return connect(run.server.dsn, schema=schema, statement_timeout_ms=timeout_ms, **settings)
+
+
+def _drop(run: LoadRun, schema: str) -> None:
+    with run.connect("loadtest depth", statement_timeout_ms=0) as connection:
+        connection.execute("SET client_min_messages = warning")
+        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))

@@ -39,7 +39,7 @@ class Drain(Scenario):
         self._model = time_to_drain(self.backlog, self._capacity, self.rate)
 
     def play(self, run: LoadRun) -> None:
-        with run.connect("loadtest drain") as connection:
+        with run.undisturbed(), run.connect("loadtest drain") as connection:
             queue = Queue(connection)
             queue.pause("default")
             with run.phase("fill"):

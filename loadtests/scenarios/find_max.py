@@ -92,7 +92,7 @@ class FindMax(Scenario):
             line = f"the backlog of {rate:.0f} jobs/s did not drain in {self.drain_timeout:g} s"
             raise RunError(f"{line}: set first or seconds lower, or drain_timeout higher")
         start = run.measured.began + phase.at
-        with run.connect("loadtest step", statement_timeout_ms=0) as connection:
+        with run.undisturbed(), run.connect("loadtest step", statement_timeout_ms=0) as connection:
             jobs = connection.execute(JOBS, {"start": start, "end": start + self.seconds}).fetchall()
         after = run.generators.tally()
         saturated, queued = after.saturated - before.saturated, after.queued - before.queued

@@ -70,7 +70,7 @@ class PinnedXmin(Scenario):
         self._bystander = Latencies("bystander", self.window)
         self._released = 0.0
         draw = service(self.service, self.random)
-        with run.connect("loadtest bystander") as connection:
+        with run.undisturbed(), run.connect("loadtest bystander") as connection:
             connection.execute(BYSTANDER)
             (naptime,) = connection.execute(NAPTIME).fetchone() or (0.0,)
         self._nap = self.vacuum_every or naptime
@@ -81,7 +81,7 @@ class PinnedXmin(Scenario):
             with run.watching(functools.partial(self._probe, run), every=0.0):
                 run.offer(poisson(self.rate, self.clean, draw, self.random), "clean")
                 with self._snapshot(run):
-                    with run.phase("history"):
+                    with run.undisturbed(), run.phase("history"):
                         self._make_history(run)
                     run.offer(poisson(self.rate, self.pinned, draw, self.random), "pinned")
                 self._released = run.elapsed()
@@ -99,14 +99,19 @@ class PinnedXmin(Scenario):
 
     @contextlib.contextmanager
     def _snapshot(self, run: LoadRun) -> Iterator[None]:
-        """A REPEATABLE READ transaction that is idle while the block runs."""
-        with run.connect("loadtest snapshot", options="-c idle_in_transaction_session_timeout=0") as connection:
-            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            connection.execute("SELECT count(*) FROM loadtest_bystander")  # the first statement takes the snapshot
+        """A REPEATABLE READ transaction that is idle while the block runs; a crash of the server ends it before."""
+        with contextlib.ExitStack() as stack:
+            with run.undisturbed():
+                settings = {"options": "-c idle_in_transaction_session_timeout=0"}
+                connection = stack.enter_context(run.connect("loadtest snapshot", **settings))
+                connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+                connection.execute("SELECT count(*) FROM loadtest_bystander")  # the first statement takes the snapshot
             yield
             try:
                 connection.execute("ROLLBACK")
             except psycopg.OperationalError as error:
+                if any(fault.name == "crash-postgres" for fault in run.measured.faults):
+                    return
                 raise RunError("the session that held the snapshot was ended meanwhile: nothing was pinned") from error
 
     def _make_history(self, run: LoadRun) -> None:

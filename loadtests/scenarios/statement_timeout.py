@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import re
 import statistics
@@ -9,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from psycopg.pq import TransactionStatus
 
 from pgqueue_ref.core import LockTimeout, NewJob, Queue, QueueError, StatementTimeout, Want
 from pgqueue_ref.harness import ledger
+from pgqueue_ref.harness.faults import Line
 from pgqueue_ref.harness.run import LEAD, LoadRun
 from pgqueue_ref.harness.scenario import Scenario, poisson, service
 
@@ -25,10 +26,12 @@ STALLED = "SELECT count(*) FROM pgqueue_jobs WHERE external_key LIKE 'stall-%' A
 # A worker that waits to write how attempts ended.
 WAITING = "SELECT FROM pg_stat_activity WHERE application_name = 'pgqueue_ref:write' AND wait_event_type = 'Lock'"
 CUT = re.compile(r" write failed, next try in .*statement cancelled")  # in a worker's log
-# Attempts by the ledger, not by the queue. A failure that was written twice has told its error twice.
+# Attempts by the ledger, not by the queue. A failure that was written twice has told its error twice. The last attempt:
+# one before it has an effect as well if a fault came before its completion was written.
 RETRIED = """
 SELECT count(*) FILTER (WHERE e.attempt > 1), count(*) FILTER (WHERE e.attempt <> cardinality(j.errors) + 1)
-FROM pgqueue_jobs j JOIN loadtest_effects e ON e.job_id = j.id WHERE j.external_key LIKE 'stall-%'
+FROM pgqueue_jobs j JOIN (SELECT job_id, max(attempt) AS attempt FROM loadtest_effects GROUP BY job_id) e
+ON e.job_id = j.id WHERE j.external_key LIKE 'stall-%'
 """
 
 # -- what is in the way, from a connection that holds it, in a round known by its number -----------------------
@@ -112,10 +115,15 @@ PHASES: tuple[tuple[str, Obstacle, Sequence[tuple[Call, float]]], ...] = (
 class Probe:
     """A caller with a connection of its own: what it asks for, and which error has to come after how many seconds."""
 
-    connection: ledger.Connection
+    line: Line
     call: Call
     error: type[QueueError]
     after: float
+
+    @property
+    def connection(self) -> ledger.Connection:
+        """That of now."""
+        return self.line.connection
 
     def ask(self, turn: int, seconds: float) -> QueueError | None:
         """The error that it gets, if any."""
@@ -176,7 +184,6 @@ class Timeouts(Scenario):
 
     name = "statement-timeout"
     quick = {"seconds": 9.0}
-    bears = ("kill-worker",)  # the others cut probes off, or stop a worker that holds a lock
     positive = (*Scenario.positive, "deadline", "seconds", "stalled", "rate")
     timeout = 1.0  # seconds; 0: none
     deadline = 3.0  # seconds after which a caller gives up
@@ -196,9 +203,10 @@ class Timeouts(Scenario):
         self._phase(run, "retries", self._stall)
         for name, obstacle, calls in PHASES:
             with contextlib.ExitStack() as stack:
-                holder = stack.enter_context(run.connect("loadtest holder"))
-                probes = [self._probe(run, stack, obstacle, call, share) for call, share in calls]
-                self._phase(run, name, self._rounds, name, functools.partial(obstacle, holder), probes)
+                with run.undisturbed():
+                    holder = self._line(run, stack, "loadtest holder")
+                    probes = [self._probe(run, stack, obstacle, call, share) for call, share in calls]
+                self._phase(run, name, self._rounds, name, obstacle, holder, probes)
 
     def _phase(self, run: LoadRun, name: str, script: Callable[..., None], *arguments: object) -> None:
         """Do what `script` says while jobs arrive."""
@@ -212,7 +220,7 @@ class Timeouts(Scenario):
         """Have the first attempts of some jobs cut, and hold their rows while the workers write that down."""
         keys = [f"stall-{number}" for number in range(self.stalled)]
         payload = {"service_seconds": 0.01, "stall_seconds": self.deadline}
-        with run.connect("loadtest holder") as holder, run.connect("loadtest watch") as watch:
+        with run.undisturbed(), run.connect("loadtest holder") as holder, run.connect("loadtest watch") as watch:
             with holder.transaction():
                 pushed = Queue(holder).push_many([NewJob("job", payload, key=key) for key in keys])
                 ledger.record_pushes(holder, keys, [job.id for job in pushed], "job")
@@ -229,38 +237,57 @@ class Timeouts(Scenario):
 
         Only where it waits for a lock, and only when it is the smaller of both, may it be what ends the statement.
         """
-        connection = run.connect(
-            "loadtest probe",
-            statement_timeout_ms=round(1000 * self.timeout),
-            options=f"-c lock_timeout={round(1000 * lock_timeout * self.timeout)}",
-        )
-        stack.enter_context(connection)
+        timeouts = {
+            "statement_timeout_ms": round(1000 * self.timeout),
+            "options": f"-c lock_timeout={round(1000 * lock_timeout * self.timeout)}",
+        }
+        line = self._line(run, stack, "loadtest probe", **timeouts)
         if obstacle is not slowness and 0 < lock_timeout < 1:
-            return Probe(connection, call, LockTimeout, lock_timeout * self.timeout)
-        return Probe(connection, call, StatementTimeout, self.timeout)
+            return Probe(line, call, LockTimeout, lock_timeout * self.timeout)
+        return Probe(line, call, StatementTimeout, self.timeout)
+
+    def _line(self, run: LoadRun, stack: contextlib.ExitStack, name: str, **settings: Any) -> Line:
+        return stack.enter_context(contextlib.closing(Line(lambda: run.connect(name, **settings))))
 
     def _rounds(
         self,
         run: LoadRun,
         until: float,
         name: str,
-        obstacle: Callable[[int], contextlib.AbstractContextManager[None]],
+        obstacle: Obstacle,
+        holder: Line,
         probes: Sequence[Probe],
     ) -> None:
         """Let all probes run into the obstacle, again and again while there is time."""
         for turn in itertools.count():
-            if run.elapsed() >= until:
+            asked = run.elapsed()
+            if asked >= until:
                 return
-            gone, wanted, threads = threading.Event(), len(self._answers) + len(probes), []
-            try:
-                with obstacle(turn):
-                    threads += [run.spawn(self._ask, run, name, probe, turn, gone) for probe in probes]
-                    wait(run, run.elapsed() + self.deadline, lambda wanted=wanted: len(self._answers) >= wanted)
-            finally:  # also when the run is stopped: nobody waits for ever
-                gone.set()
-                for thread in threads:
-                    thread.join()
+            # A fault would cut probes off, or stop a worker that holds a lock: another obstacle than the one judged.
+            with run.undisturbed():
+                until += run.elapsed() - asked  # a fault that came between costs no round
+                for line in (holder, *(probe.line for probe in probes)):
+                    line.renew()
+                self._round(run, name, obstacle(holder.connection, turn), probes, turn)
             time.sleep(self.timeout / 2)
+
+    def _round(
+        self,
+        run: LoadRun,
+        name: str,
+        obstacle: contextlib.AbstractContextManager[None],
+        probes: Sequence[Probe],
+        turn: int,
+    ) -> None:
+        gone, wanted, threads = threading.Event(), len(self._answers) + len(probes), []
+        try:
+            with obstacle:
+                threads += [run.spawn(self._ask, run, name, probe, turn, gone) for probe in probes]
+                wait(run, run.elapsed() + self.deadline, lambda: len(self._answers) >= wanted)
+        finally:  # also when the run is stopped: nobody waits for ever
+            gone.set()
+            for thread in threads:
+                thread.join()
 
     def _ask(self, run: LoadRun, phase: str, probe: Probe, turn: int, gone: threading.Event) -> None:
         """Note the answer; when the obstacle is gone, ask again on the same connection."""

@@ -54,7 +54,7 @@ class Ttl(Scenario):
         self._looks: list[tuple[float, int, int, float, int]] = []
         self._before = self.ttl - 2.0  # the first of the load's own rows is due after that
         draw = service(self.service, self.random)
-        with run.connect("loadtest backlog", statement_timeout_ms=0) as connection:
+        with run.undisturbed(), run.connect("loadtest backlog", statement_timeout_ms=0) as connection:
             connection.execute(BACKLOG, {"rows": self.backlog, "due": self._before + 1})
             _, rows, _, size = connection.execute(LOOK).fetchone() or (0, 0, 0.0, 0)
             self._bytes_per_row = size / max(1, rows)

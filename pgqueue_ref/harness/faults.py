@@ -1,9 +1,10 @@
 """Faults that a load run injects: `--fault kill-worker@20s,crash-postgres@40s,pause-worker@50s:15s`.
 
-Each comes at its time from the start of the load, or when the one before is over. What dies is replaced a second later,
-as a supervisor would; that is over when the replacement works. The run
-then judges the queue by what must survive: nothing lost, nothing unexpected, and no job run twice unless a fault lies
-between its first start and its last end. Called by the load run, in a greenlet of its own.
+Each comes at its time from the start of the load, or as soon as the one before is over and the scenario is not in the
+midst of what a fault would make meaningless (`LoadRun.undisturbed`). What dies is replaced a second later, as a
+supervisor would; that is over when the replacement works. The run then judges the queue by what must survive: nothing
+lost, nothing unexpected, and no job run twice unless a fault lies between its first start and its last end. Called by
+the load run, in a greenlet of its own.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import os
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
+import psycopg
 
 from pgqueue_ref.harness.traces import TraceError, seconds
 
@@ -51,6 +53,25 @@ class Injected:
     until: float
 
 
+class Line:
+    """A connection of a scenario's own, which a fault may end: `connect` makes it, `renew` makes a lost one anew."""
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Any]]) -> None:
+        self._connect = connect
+        self.connection = connect()
+
+    def renew(self) -> None:
+        """For the start of an undisturbed block: what was lost before shows only when it is used."""
+        try:
+            self.connection.execute("SELECT")
+        except psycopg.OperationalError:
+            self.connection = self._connect()
+
+    def close(self) -> None:
+        """Give it back."""
+        self.connection.close()
+
+
 def parse(text: str) -> list[Fault]:
     """Read the option. Raises `FaultError`."""
     faults = []
@@ -73,13 +94,14 @@ def inject(run: LoadRun, faults: Sequence[Fault], done: list[Injected]) -> None:
     """Inject each at its time, appending it to `done` when it begins."""
     for fault in faults:
         time.sleep(max(0.0, fault.at - run.elapsed()))
-        if run.over:
-            return
-        began = run.elapsed()
-        injected = Injected(fault.kind, began, began + fault.lasts)
-        done.append(injected)
-        _ACTIONS[fault.kind](run, fault)
-        injected.until = run.elapsed()
+        with run.disturbing():
+            if run.over:
+                return
+            began = run.elapsed()
+            injected = Injected(fault.kind, began, began + fault.lasts)
+            done.append(injected)
+            _ACTIONS[fault.kind](run, fault)
+            injected.until = run.elapsed()
         run.say(f"{began:5.0f} s  fault: {fault.kind}, {injected.until - began:.1f} s")
 
 

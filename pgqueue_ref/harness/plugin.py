@@ -324,8 +324,6 @@ def settings_of(options: argparse.Namespace, root: Path) -> Settings:
     if summary is not None and not summary.absolute().parent.is_dir():
         raise RunError(f"--summary {summary}: there is no such directory; make it first")
     wanted = faults.parse(f"{scenario.faults},{options.fault}")
-    if unbearable := [fault.kind for fault in wanted if fault.kind not in scenario.bears]:
-        raise FaultError(f"--fault {unbearable[0]}: {scenario.name} cannot be judged under it")
     scenario.prepare(options)
     return Settings(
         scenario=scenario,

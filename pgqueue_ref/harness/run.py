@@ -130,6 +130,7 @@ class LoadRun:
         self._faults: threading.Thread
         self._sampler: Sampler | None = None
         self._origin = time.monotonic()
+        self._due, self._calm = threading.Lock(), threading.Lock()
         self._database_clock: ledger.DatabaseClock
 
     # -- Before ---------------------------------------------------------------------------------------
@@ -352,6 +353,24 @@ class LoadRun:
                     look(connection)
                     through.wait(every)
             through.wait(every)
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """While the block runs no fault begins or goes on: it waits for one that is due, and those due later wait.
+
+        For what cannot be told from a fault's doing: a count of connections, a lock, a script that sets things up. A
+        fault may have come before the block, so that connections of the scenario's own may be lost. Not to be nested.
+        """
+        with self._due:  # a fault has it from when it is due, so that one block after the other does not keep it out
+            pass
+        with self._calm:
+            yield
+
+    @contextlib.contextmanager
+    def disturbing(self) -> Iterator[None]:
+        """The other side of `undisturbed`, for faults."""
+        with self._due, self._calm:
+            yield
 
     def start_worker(self, *options: str) -> WorkerProcess:
         """Start one more worker; further command line options."""

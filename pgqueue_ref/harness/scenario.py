@@ -14,7 +14,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pgqueue_ref.harness import faults
 from pgqueue_ref.harness.traces import Arrival
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ class Scenario:
     tolerates: ClassVar[Sequence[str]] = ()  # names of errors that a push may meet here without being a failure
     server_settings: ClassVar[Mapping[str, str]] = {}  # for a server that is started for the run
     environment: ClassVar[Mapping[str, str]] = {}  # for the workers
-    bears: ClassVar[Sequence[str]] = faults.KINDS  # faults under which it can still be judged
     positive: ClassVar[Sequence[str]] = ("slots", "producers", "lease", "window")  # parameters that cannot be 0
     api: Api | None = None  # where arrivals are pushed, if not into the database; `set_up` may start one
     credits: Sequence[str] = ()  # acknowledgements that the load asks for

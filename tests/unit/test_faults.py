@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 
 from pgqueue_ref.harness import faults
@@ -59,6 +61,9 @@ class Run:
 
     def elapsed(self) -> float:
         return self.now
+
+    def disturbing(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def say(self, line: str) -> None:
         self.said.append(line)
@@ -130,3 +135,16 @@ def test_a_worker_that_is_killed_is_excused_and_replaced_by_one_that_works(run: 
     inject(run, parse("kill-worker@0s"), [])  # type: ignore[arg-type]
     asked = [f"asked after {seconds} s" for seconds in ("1", "1.05", "1.1")]
     assert events == ["killed, excused True", "replaced after 1 s, True", *asked]
+
+
+def test_a_line_is_made_anew_when_its_connection_was_lost_and_kept_when_not(database: str) -> None:
+    line = faults.Line(lambda: psycopg.connect(database, autocommit=True))
+    first = line.connection
+    line.renew()
+    assert line.connection is first
+    with psycopg.connect(database) as other:
+        other.execute("SELECT pg_terminate_backend(%s, 10_000)", (first.info.backend_pid,))
+    line.renew()
+    assert line.connection is not first
+    assert line.connection.execute("SELECT 1").fetchone() == (1,)
+    line.close()

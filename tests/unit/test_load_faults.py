@@ -1,4 +1,4 @@
-"""Faults in a real load run: workers die and freeze, a connection is cut, the server crashes; no job is lost by it."""
+"""Faults in real load runs: workers die and freeze, a connection is cut, the server crashes; no job is lost by it."""
 
 from __future__ import annotations
 
@@ -40,3 +40,32 @@ def test_nothing_is_lost_and_every_second_run_is_explained(load: Load) -> None:
     assert set(result["requests"]["refused"]) == {"DatabaseUnavailable"}, "what the crash answered was expected"
     (directory,) = load.directories()
     assert {path.name for path in directory.glob("worker-*.log")} == {f"worker-{n}.log" for n in (1, 2, 3)}
+
+
+# Scenarios that count connections, put up locks or claim themselves: what a fault does must not be taken for what they
+# look for. Small, as in their own tests.
+SMALL = {
+    "depth": ("deep=3000", "claims=100"),
+    "statement-timeout": ("timeout=0.5", "deadline=1.5", "seconds=2", "rate=20", "stalled=3", "slots=4"),
+    "connection-limit": ("seconds=1", "overlap=2", "crowd=2", "slots=4"),
+}
+JUDGED = {
+    "depth": {"plans_off_index": 0},
+    "statement-timeout": {"wrong_class": 0, "unusable": 0, "miscounted": 0},
+    "connection-limit": {"workers_missing": 0, "pools_refused": 0, "surge_with_room_refused": 0, "unclassified": 0},
+}
+
+
+@pytest.mark.parametrize("scenario", SMALL)
+def test_every_fault_can_be_added_also_where_it_has_to_wait_for_the_scenario(load: Load, scenario: str) -> None:
+    metrics = [f"found.{name}" for name in JUDGED[scenario]] + ["ledger.unexplained", "ledger.undrained"]
+    load.slo.write_text("".join(f'[[{scenario}.slo]]\nmetric = "{metric}"\nmax = 0\n' for metric in metrics))
+    kinds = ["terminate-backend", "crash-postgres", "kill-worker", "pause-worker"]
+    times = ",".join(f"{kind}@1s" for kind in kinds)
+    parameters = [word for setting in (*SMALL[scenario], "lease=2") for word in ("--set", setting)]
+    code, output = load.run("--postgres", "embedded", "--scenario", scenario, *parameters, "--fault", f"{times}:1s")
+    assert code == Exit.PASS, output
+    result = load.result()
+    assert [fault["name"] for fault in result["faults"]] == kinds
+    found = {figure["name"]: figure["value"] for figure in result["found"]}
+    assert {name: found[name] for name in JUDGED[scenario]} == JUDGED[scenario]

@@ -183,7 +183,6 @@ def test_ctrl_c_drains_and_judges_but_is_no_pass(load: Load) -> None:
         (("--fault", "kill-dba@3s"), "KIND one of kill-worker"),
         (("--fault", "kill-worker@3s:4s"), "only pause-worker lasts"),
         (("--fault", "crash-postgres@3s"), "was not started here"),
-        (("--scenario", "connection-limit", "--fault", "kill-worker@3s"), "connection-limit cannot be judged under it"),
         (("--slo", "{dir}/none.toml"), "none.toml: cannot be read"),
         (("--summary", "{dir}/none/s.json"), "no such directory"),
         (("--postgres", "nowhere"), "no such kind of PostgreSQL server"),

@@ -92,3 +92,42 @@ def test_waiting_for_an_empty_queue_ends_when_it_is_empty_or_in_time(run_of: Any
     with psycopg.connect(database) as connection:
         connection.execute("INSERT INTO pgqueue_jobs (kind) VALUES ('mail')")
     assert not run.wait_drained(0.2)
+
+
+def test_a_fault_that_is_due_waits_for_an_undisturbed_block_and_comes_before_the_next(run_of: Any) -> None:
+    run, order = run_of("kill-worker@0s"), list[str]()
+
+    def fault() -> None:
+        with run.disturbing():
+            order.append("fault")
+
+    with run.undisturbed():
+        threads = [run.spawn(fault)]
+        until(run._due.locked, "the fault is due")
+        order.append("first block")
+    with run.undisturbed():
+        order.append("second block")
+    for thread in threads:
+        thread.join()
+    assert order == ["first block", "fault", "second block"]
+
+
+def test_an_undisturbed_block_waits_for_the_fault_that_goes_on(run_of: Any) -> None:
+    run, order, over = run_of("pause-worker@0s"), list[str](), threading.Event()
+
+    def fault() -> None:
+        with run.disturbing():
+            over.wait()
+            order.append("fault over")
+
+    def block() -> None:
+        with run.undisturbed():
+            order.append("block")
+
+    threads = [run.spawn(fault)]
+    until(run._calm.locked, "the fault goes on")
+    threads.append(run.spawn(block))
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert order == ["fault over", "block"]

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from loads import judged, script, stage
 
+from pgqueue_ref.harness.faults import Line
 from pgqueue_ref.harness.run import LoadRun, RunError
-from pgqueue_ref.harness.scenario import ScenarioError
 from pgqueue_ref.harness.slo import Exit
 
 SMALL = {"deep": "3000", "claims": "5"}
@@ -25,14 +25,14 @@ def played(directory: Path, database: str, sabotage: str = "") -> LoadRun:
 
     class Sabotaged(module.Depth):
         @contextlib.contextmanager
-        def _filled(self, run: LoadRun, level: Any) -> Iterator[psycopg.Connection[Any]]:
-            with super()._filled(run, level) as connection:
+        def _filled(self, run: LoadRun, level: Any) -> Iterator[Line]:
+            with super()._filled(run, level) as line:
                 if sabotage and level.name != "empty":
-                    connection.execute(sabotage)
-                yield connection
+                    line.connection.execute(sabotage)
+                yield line
 
     scenario = Sabotaged(quick=True, overrides=SMALL)
-    scenario.prepare(None)
+    scenario.prepare(SimpleNamespace(fault=""))
     run = stage(scenario, directory, database)
     scenario.play(run)
     scenario.judge(run)
@@ -75,6 +75,9 @@ def test_a_claim_that_comes_short_or_out_of_order_ends_the_run_with_the_level(da
         played(tmp_path, database, "UPDATE pgqueue_jobs SET run_at = now() + interval '1 day' WHERE priority = 0")
 
 
-def test_faults_are_refused_because_there_is_nothing_to_hit() -> None:
-    with pytest.raises(ScenarioError, match="depth has no workers"):
-        script("depth").Depth(quick=True).prepare(SimpleNamespace(fault="kill-worker@3s"))
+def test_faults_find_workers_to_hit_where_there_would_be_none() -> None:
+    scenario = script("depth").Depth(quick=True)
+    scenario.prepare(SimpleNamespace(fault=""))
+    assert scenario.workers == 0
+    scenario.prepare(SimpleNamespace(fault="kill-worker@3s"))
+    assert scenario.workers == 2
