@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import statistics
 from pathlib import Path
 from typing import ClassVar
@@ -81,6 +82,16 @@ def test_every_scenario_has_objectives_and_both_its_profiles_can_be_made(file: P
         assert scenario(quick=quick).text
     metrics = {objective.metric for objective in slo.load(ROOT / "loadtests" / "slo.toml", scenario.name)}
     assert {"ledger.undrained", "ledger.unexplained"} <= metrics
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_figure_that_an_objective_names_is_noted_by_its_scenario(file: Path) -> None:
+    noted = re.findall(r'\bfound\(\s*f?"([^"]+)"', file.read_text())
+    patterns = [re.sub(r"\\{.*?\\}", ".+", re.escape(name)) for name in noted]
+    objectives = slo.load(ROOT / "loadtests" / "slo.toml", file.stem.replace("_", "-"))
+    named = {path for objective in objectives for path in (objective.metric, objective.samples) if path}
+    wanted = {path.removeprefix("found.") for path in named if path.startswith("found.")}
+    assert {name for name in wanted if not any(re.fullmatch(pattern, name) for pattern in patterns)} == set()
 
 
 # -- load from distributions ---------------------------------------------------------------------------
