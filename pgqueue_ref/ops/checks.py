@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Final, Literal, NamedTuple
 
 from pgqueue_ref.core import Operation, Statement
+from pgqueue_ref.extensions import installed
+from pgqueue_ref.extensions.events import EVENTS
 
 from .overview import Flow, Overview
 
@@ -16,6 +18,7 @@ Level = Literal["OK", "WARN", "FAIL"]
 LEVELS: Final[tuple[Level, ...]] = ("OK", "WARN", "FAIL")
 
 OLDEST, NEWEST = 14, 18  # major versions of PostgreSQL that the suites run on
+NEARLY_FULL = 0.9  # of the connections that there are
 PINNED_WARN, PINNED_FAIL = 300.0, 3_600.0  # seconds that a transaction may be open
 PINNED_XIDS = 1_000_000  # transactions that a standby or slot may hold the horizon back
 DEAD_ROWS = 50_000  # more than that and than the live ones: vacuum does not keep up
@@ -26,6 +29,7 @@ RESCUE_PATIENCE = 30.0  # seconds: workers look for ended leases every five
 FAILED_BURST = 10  # failed jobs in ten minutes, and twice as many as in an average ten minutes of the hour before
 WAITING_WARN, WAITING_FAIL = 60.0, 300.0  # seconds that a due job waits where nothing runs, or more come than go
 LOOK = 10_000  # rows that a check counts at most
+KINDS = 5  # that a finding names
 
 _RUNBOOK = "docs/runbook.md#"
 
@@ -41,11 +45,11 @@ class Finding(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is to run against the server: worker processes, connections of all pools, and how many times over while a
-    deployment has old and new side by side; `lease` in seconds as the workers have it."""
+    """What is to run against the server: worker processes and connections of all pools, None being those that run now;
+    how many times over while a deployment has old and new side by side; `lease` in seconds as the workers have it."""
 
-    workers: int = 1
-    pool: int = 0
+    workers: int | None = None
+    pool: int | None = None
     surge: float = 2.0
     listen: bool = True
     lease: float = 60.0
@@ -161,32 +165,58 @@ def timeout(plan: Plan) -> Operation[Finding]:
     return Finding("statement_timeout", "OK", value, "a hung heartbeat ends before its lease does")
 
 
-# Sessions of other roles have no backend_type or application_name for a role without pg_read_all_stats.
+# By the three limits that there may be. The queue's own sessions are known by their names, and only in this database;
+# of other roles' sessions a role without pg_read_all_stats sees neither name nor type: they are others.
 CONNECTIONS = """
+WITH session AS (
+    SELECT datname = current_database() AS here, usename = current_user AS mine,
+           datname = current_database() AND starts_with(coalesce(application_name, ''), 'pgqueue_ref') AS own,
+           application_name AS name
+    FROM pg_stat_activity
+    WHERE coalesce(backend_type, 'client backend') = 'client backend' AND usesysid IS NOT NULL AND datid IS NOT NULL
+      AND pid <> pg_backend_pid()
+)
 SELECT current_setting('max_connections')::int,
        current_setting('superuser_reserved_connections')::int
            + coalesce(current_setting('reserved_connections', true)::int, 0),
        nullif((SELECT datconnlimit FROM pg_database WHERE datname = current_database()), -1),
        (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user AND NOT rolsuper),
-       count(*) FILTER (WHERE NOT starts_with(coalesce(application_name, ''), 'pgqueue_ref'))
-FROM pg_stat_activity
-WHERE coalesce(backend_type, 'client backend') = 'client backend' AND usesysid IS NOT NULL AND datid IS NOT NULL
+       count(*) FILTER (WHERE NOT own), count(*) FILTER (WHERE NOT own AND here),
+       count(*) FILTER (WHERE NOT own AND mine), count(*) FILTER (WHERE own),
+       count(*) FILTER (WHERE own AND name = 'pgqueue_ref:claim'),
+       count(*) FILTER (WHERE own AND name = 'pgqueue_ref:api')
+FROM session
 """
 
 
 def connections(plan: Plan) -> Operation[Finding]:
-    """Whether the server has room for what is planned."""
-    ((most, reserved, of_database, of_role, others),) = yield Statement(CONNECTIONS)
+    """Whether the server has room for what is planned, or else for what runs now, during a deployment."""
+    ((most, reserved, of_database, of_role, elsewhere, here, mine, held, claiming, pooled),) = yield Statement(
+        CONNECTIONS
+    )
+    workers = max(1, claiming) if plan.workers is None else plan.workers
+    pool = pooled if plan.pool is None else plan.pool
     each = 3 if plan.listen else 2
-    need = round(plan.surge * (plan.workers * each + plan.pool))
-    limits = {"max_connections": most - reserved, "the database's limit": of_database, "the role's limit": of_role}
-    room, name = min((limit, name) for name, limit in limits.items() if limit is not None)
-    value = f"{need} needed of {room}, {others} used by others"
-    planned = f"workers {plan.workers} x {each}, pools {plan.pool}, all times {plan.surge:g} during a deployment"
+    need = round(plan.surge * (workers * each + pool))
+    limits = [
+        (most - reserved, elsewhere, "max_connections"),
+        (of_database, here, "the database's limit"),
+        (of_role, mine, "the role's limit"),
+    ]
+    room, others, name = min(
+        ((limit, others, name) for limit, others, name in limits if limit is not None), key=lambda one: one[0] - one[1]
+    )
+    value = f"{need} needed of {room}, now {held} in use by the queue, {others} by others"
+    seen = " (as now)" if plan.workers is None else ""
+    planned = f"workers {workers} x {each}{seen}, pools {pool}, all times {plan.surge:g} during a deployment"
     fix = f"fewer workers, a smaller pool, --no-listen, PgBouncer, or raise {name}; {_RUNBOOK}too-many-connections"
     if need > room:
         reason = f"{planned}; {name} leaves {room} ({reserved} are reserved)"
-        return Finding("connections", "FAIL", value, reason, fix)
+        # Sessions that are counted in the midst of a deployment are counted twice over: that alone wakes nobody.
+        return Finding("connections", "WARN" if plan.workers is None else "FAIL", value, reason, fix)
+    if held + others >= NEARLY_FULL * room:
+        reason = f"{name} leaves {room} ({reserved} are reserved): soon nobody can connect"
+        return Finding("connections", "WARN", value, reason, fix)
     if need + others > room:
         reason = f"{planned}; together with those of others now that is more than {name} leaves"
         return Finding("connections", "WARN", value, reason, fix)
@@ -383,38 +413,82 @@ def failed() -> Operation[Finding]:
     """Whether jobs fail for good more often than they did."""
     ((recent, before),) = yield Statement(FAILED, {"look": LOOK})
     value = f"{recent:,} in 10 min, {before:,} in the hour before"
-    if recent >= FAILED_BURST and recent > 2 * before / 6:
+    if _burst(recent, before):
         reason = "more jobs end failed than before: a dependency is down, or a release broke a handler"
         fix = f"read their errors (pgqueue-ref failed), mend it, pgqueue-ref retry-all; {_RUNBOOK}failures-repeating"
         return Finding("failed", "WARN", value, reason, fix)
     return Finding("failed", "OK", value, "no more than usual")
 
 
+# pgqueue_events_type, from its newest end. With ten attempts and growing pauses a job fails for hours before it is one.
+ATTEMPTS = """
+SELECT count(*) FILTER (WHERE at > now() - interval '10 min'), count(*) FILTER (WHERE at <= now() - interval '10 min'),
+       mode() WITHIN GROUP (ORDER BY kind) FILTER (WHERE at > now() - interval '10 min')
+FROM (SELECT at, kind FROM pgqueue_events WHERE type = 'failed' AND at > now() - interval '70 min'
+      ORDER BY at DESC, id DESC LIMIT %(look)s) AS failed
+"""
+
+
+def attempts() -> Operation[Finding]:
+    """Whether attempts fail more often than they did, also those that are tried again; told by the events."""
+    if not (yield from installed(EVENTS)):
+        return Finding("attempts", "OK", "not counted", "retries are told by events, which are not installed")
+    ((recent, before, kind),) = yield Statement(ATTEMPTS, {"look": LOOK})
+    value = f"{recent:,} failed in 10 min, {before:,} in the hour before"
+    if _burst(recent, before):
+        reason = (
+            f"more attempts fail than before, most of them of {kind!r}; where attempts are left they are tried again"
+        )
+        fix = f"read the messages (pgqueue-ref events list --type failed), mend it; {_RUNBOOK}failures-repeating"
+        return Finding("attempts", "WARN", value, reason, fix)
+    return Finding("attempts", "OK", value, "no more than usual")
+
+
+def _burst(recent: int, before: int) -> bool:
+    """Many in ten minutes, against the hour before."""
+    return recent >= FAILED_BURST and recent > 2 * before / 6
+
+
 def backlog(first: Overview, second: Overview) -> list[Finding]:
-    """Where jobs wait: from two overviews some seconds apart, which also see what is deleted as soon as it is done."""
+    """Where jobs wait: from two overviews some seconds apart, which also see what is deleted as soon as it is done. One
+    finding for all kinds of a queue that wait for the same reason."""
     seconds = max(0.001, (second.at - first.at).total_seconds())
     before = {flow[:2]: flow.due for flow in first.flows}
-    found = [_waiting(flow, flow.due - before.get(flow[:2], 0), seconds, second) for flow in second.flows]
-    bad = [finding for finding in found if finding is not None]
-    if bad:
-        return bad
+    waiting: dict[tuple[str, str], list[tuple[Flow, int]]] = {}
+    for flow in second.flows:
+        more = flow.due - before.get(flow[:2], 0)
+        if why := _why(flow, more, second):
+            waiting.setdefault((flow.queue, why), []).append((flow, more))
+    if waiting:
+        return [_waiting(queue, why, flows, seconds) for (queue, why), flows in waiting.items()]
     due = sum(flow.due for flow in second.flows)
     return [Finding("backlog", "OK", f"{due:,} due", f"no kind waits and grows, looked at twice in {seconds:.0f} s")]
 
 
-def _waiting(flow: Flow, more: int, seconds: float, now: Overview) -> Finding | None:
-    age, place = flow.oldest_due_seconds or 0.0, f"{flow.kind!r} in queue {flow.queue!r}"
-    if age < WAITING_WARN:
+def _why(flow: Flow, more: int, now: Overview) -> str | None:
+    """For which reason due jobs wait for long, if they do."""
+    if (flow.oldest_due_seconds or 0.0) < WAITING_WARN:
         return None
-    value = f"{flow.due:,} due, oldest {span(age)}"
     if flow.queue in now.paused:
-        return Finding("backlog", "WARN", value, f"{place}: the queue is paused", f"pgqueue-ref resume {flow.queue}")
-    if flow.oldest_running_seconds is None and more >= 0:
+        return "paused"
+    if more < 0:
+        return None
+    return "idle" if flow.oldest_running_seconds is None else "slow"
+
+
+def _waiting(queue: str, why: str, flows: list[tuple[Flow, int]], seconds: float) -> Finding:
+    kinds = [repr(flow.kind) for flow, _ in flows]
+    named = ", ".join(kinds[:KINDS]) + (f" and {len(kinds) - KINDS} other kinds" if len(kinds) > KINDS else "")
+    age = max(flow.oldest_due_seconds or 0.0 for flow, _ in flows)
+    value = f"{sum(flow.due for flow, _ in flows):,} due, oldest {span(age)}"
+    place = f"{named} in queue {queue!r}"
+    if why == "paused":
+        return Finding("backlog", "WARN", value, f"{place}: the queue is paused", f"pgqueue-ref resume {queue}")
+    if why == "idle":
         level: Level = "FAIL" if age >= WAITING_FAIL else "WARN"
-        fix = f"start a worker with --queues {flow.queue} whose app registers {flow.kind!r}; {_RUNBOOK}queue-not-moving"
+        fix = f"start a worker with --queues {queue} whose app registers {named}; {_RUNBOOK}queue-not-moving"
         return Finding("backlog", level, value, f"{place}: due jobs wait and none is running", fix)
-    if more >= 0:
-        reason = f"{place}: {more:,} more than {seconds:.0f} s ago: as many come as the workers do, or more"
-        fix = f"more workers or concurrency, or bound the pushes (max_in_flight); {_RUNBOOK}queue-not-moving"
-        return Finding("backlog", "WARN", value, reason, fix)
-    return None
+    more = sum(more for _, more in flows)
+    reason = f"{place}: {more:,} more than {seconds:.0f} s ago: as many come as the workers do, or more"
+    fix = f"more workers or concurrency, or bound the pushes (max_in_flight); {_RUNBOOK}queue-not-moving"
+    return Finding("backlog", "WARN", value, reason, fix)

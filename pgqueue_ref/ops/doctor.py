@@ -83,6 +83,7 @@ def _work(connection: Connection, plan: Plan, sleep: Callable[[float], None]) ->
         _asked(connection, "leases", checks.leases()),
         _asked(connection, "running", checks.running()),
         _asked(connection, "failed", checks.failed()),
+        _asked(connection, "attempts", checks.attempts()),
     ]
     try:
         first = run(connection, overview())
@@ -121,23 +122,32 @@ def _revisions() -> tuple[set[str], set[str]]:
 
 
 def show(findings: list[Finding]) -> None:
-    """For people: a line for what is well, the reason and the remedy for what is not."""
+    """For people: a line for what is well, the reason and the remedy for what is not.
+
+    Where stdout is no terminal each finding is one line, for grep and mails; on one the remedy is not broken, so that
+    it can be copied.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from .app import printable
 
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for finding in findings:
-        text = Text(printable(f"{finding.value}: {finding.reason}"))
-        if finding.fix:
-            text.append(f"\n-> {printable(finding.fix)}", style="bold")
-        table.add_row(Text(finding.level, style=STYLES[finding.level]), finding.check, text)
     console = Console(highlight=False)
-    console.print(table)
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        told, fix = printable(f"{finding.value}: {finding.reason}"), printable(finding.fix)
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=4)
+        line.add_column(width=width)
+        line.add_column(overflow="fold")
+        line.add_row(Text(finding.level, style=STYLES[finding.level]), finding.check, told)
+        if console.is_terminal:
+            console.print(line)
+            if fix:
+                console.print(Text(f"  -> {fix}", style="bold"), soft_wrap=True)
+        else:
+            remedy = f" -> {fix}" if fix else ""
+            console.print(Text(f"{finding.level:<4} {finding.check:<{width}} {told}{remedy}"), soft_wrap=True)
     counts = [f"{sum(finding.level == level for finding in findings)} {level}" for level in LEVELS]
     console.print(Text(", ".join(counts)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from waiting import until
 
 from pgqueue_ref.core import SCHEMA_SQL, Queue, Want
+from pgqueue_ref.extensions import events
 from pgqueue_ref.ops import checks, doctor
 from pgqueue_ref.ops.app import run as cli
 from pgqueue_ref.ops.checks import Finding, Plan
@@ -82,7 +85,7 @@ def test_where_all_is_well_every_check_says_so(healthy: str) -> None:
         (name, "OK")
         for name in (
             "server", "statement_timeout", "connections", "transactions", "standbys", "schema",
-            "privileges", "vacuum", "bloat", "leases", "running", "failed", "backlog",
+            "privileges", "vacuum", "bloat", "leases", "running", "failed", "attempts", "backlog",
         )
     ]  # fmt: skip
     assert doctor.exit_code(findings, strict=True) == 0
@@ -105,9 +108,8 @@ def test_a_plain_role_with_plain_grants_gets_every_answer(
 
 def test_what_may_not_be_asked_is_said_and_not_passed(healthy: str, plain: tuple[str, str]) -> None:
     findings = examine(plain[1])
-    assert not_ok(findings) == dict.fromkeys(
-        ("transactions", "schema", "privileges", "leases", "running", "failed", "backlog", "bloat"), "WARN"
-    ) | {} or "bloat" not in not_ok(findings)
+    asked = ("transactions", "schema", "privileges", "leases", "running", "failed", "backlog")
+    assert not_ok(findings) == dict.fromkeys(asked, "WARN")
     for name in ("schema", "leases", "running", "failed", "backlog"):
         assert findings[name].value == "not checked"
         assert "permission denied" in findings[name].reason
@@ -200,7 +202,42 @@ def test_connections_are_counted_against_every_limit(healthy: str, execute: Exec
     findings = examine(healthy, Plan(workers=1, surge=2))
     assert not_ok(findings) == {"connections": "FAIL"}
     assert "the database's limit" in findings["connections"].reason
-    assert not_ok(examine(healthy, Plan(workers=1, surge=2, listen=False))) == {}
+    assert not_ok(examine(healthy, Plan(workers=1, surge=2, listen=False, pool=0))) == {}
+
+
+def test_what_runs_now_is_what_connections_are_counted_for_unless_a_plan_is_given(
+    healthy: str, execute: Execute
+) -> None:
+    ((name,),) = execute("SELECT current_database()")
+    names = ["claim", "write", "listen"] * 2 + ["api"]
+    with contextlib.ExitStack() as sessions:
+        for session in names:
+            sessions.enter_context(psycopg.connect(healthy, application_name=f"pgqueue_ref:{session}"))
+        finding = examine(healthy)["connections"]
+        assert finding.value.startswith("14 needed of ")  # two workers, one of a pool, twice
+        assert "now 7 in use by the queue, " in finding.value
+        assert "workers 2 x 3 (as now), pools 1" in finding.reason
+        execute(f"ALTER DATABASE {name} CONNECTION LIMIT 13")
+        assert not_ok(examine(healthy)) == {"connections": "WARN"}, "a deployment would be refused"
+        assert not_ok(examine(healthy, Plan(workers=2, pool=1))) == {"connections": "FAIL"}
+        execute(f"ALTER DATABASE {name} CONNECTION LIMIT 8")
+        findings = examine(healthy, Plan(workers=1, pool=0, surge=1))
+        assert not_ok(findings) == {"connections": "WARN"}
+        assert "soon nobody can connect" in findings["connections"].reason
+
+
+def test_sessions_of_other_databases_and_roles_count_where_the_limit_is_theirs_too(
+    healthy: str, empty_database: str, execute: Execute, plain: tuple[str, str]
+) -> None:
+    role, dsn = plain
+    execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; GRANT pg_read_all_stats TO {role}")
+    with psycopg.connect(empty_database, application_name="pgqueue_ref:claim"), psycopg.connect(healthy):
+        others = re.search(r"0 in use by the queue, (\d+) by others", examine(healthy)["connections"].value)
+        assert others is not None
+        assert int(others[1]) >= 3  # the fixture's, and those of another queue and another role
+        execute(f"ALTER ROLE {role} CONNECTION LIMIT 7")
+        finding = examine(dsn)["connections"]
+        assert (finding.level, finding.value) == ("OK", "6 needed of 7, now 0 in use by the queue, 0 by others")
 
 
 def test_a_small_server_with_what_pins_and_piles_up(provisioned: Any) -> None:
@@ -331,6 +368,35 @@ def test_more_failures_than_before_are_told(healthy: str, execute: Execute) -> N
     assert not_ok(examine(healthy)) == {}, "as many as ever"
 
 
+def test_attempts_that_fail_and_are_tried_again_are_told_where_there_are_events(healthy: str, execute: Execute) -> None:
+    assert examine(healthy)["attempts"].value == "not counted"
+    execute(events.SCHEMA_SQL)
+    assert examine(healthy)["attempts"].value == "0 failed in 10 min, 0 in the hour before"
+    with Queue.connect(healthy) as queue:
+        queue.push("mail")
+        for _ in range(12):
+            queue.fail(queue.claim([Want("mail", 1, max_attempts=20)], worker="me")[0], "no post office", delay=0)
+    findings = examine(healthy)
+    assert not_ok(findings) == {"attempts": "WARN"}
+    assert "most of them of 'mail'" in findings["attempts"].reason
+    execute("""
+        INSERT INTO pgqueue_events (at, job_id, attempt, type, status, queue, kind)
+        SELECT now() - interval '30 min', 1, 1, 'failed', 'pending', 'default', 'mail' FROM generate_series(1, 60)""")
+    assert not_ok(examine(healthy)) == {}, "as many as ever"
+
+
+def test_all_kinds_of_a_queue_that_wait_for_the_same_are_one_finding(healthy: str, execute: Execute) -> None:
+    execute("""
+        INSERT INTO pgqueue_jobs (queue, kind, run_at)
+        SELECT queue, 'k' || n, now() - n * interval '2 min'
+        FROM unnest(ARRAY['a', 'b']) AS queue, generate_series(1, 7) AS n""")
+    waiting = [finding for finding in doctor.examine(Plan(), healthy, sleep=now) if finding.check == "backlog"]
+    assert [finding.level for finding in waiting] == ["FAIL", "FAIL"]
+    assert waiting[0].value == "7 due, oldest 14 min"
+    assert "'k5' and 2 other kinds in queue 'a'" in waiting[0].reason
+    assert "--queues b" in waiting[1].fix
+
+
 def test_jobs_that_wait_are_told_with_what_they_wait_for(healthy: str, execute: Execute) -> None:
     with Queue.connect(healthy) as queue:
         queue.push_many([])
@@ -367,13 +433,24 @@ def test_the_command_prints_for_people_and_for_scripts_and_exits_by_the_worst(
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("PGQUEUE_DATABASE_URL", healthy)
     assert cli(["doctor", "--strict"]) == 0
-    assert "13 OK, 0 WARN, 0 FAIL" in capsys.readouterr().out
+    assert "14 OK, 0 WARN, 0 FAIL" in capsys.readouterr().out
     execute("INSERT INTO pgqueue_jobs (queue, kind, run_at) VALUES ('[red]\x1b[2J', 'x', now() - interval '2 min')")
     assert cli(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert "[red]" in shown
     assert "\x1b[2J" not in shown
-    assert max(map(len, shown.splitlines())) <= 80
+    (line,) = (line for line in shown.splitlines() if "WARN backlog" in line)  # one for grep, with its remedy
+    assert "-> start a worker" in line
+    assert line.endswith("docs/runbook.md#queue-not-moving")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # how rich is told that it is a terminal
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli(["doctor"]) == 0
+    lines = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in capsys.readouterr().out.splitlines()]
+    remedies = [line for line in lines if line.lstrip().startswith("-> ")]
+    assert len(remedies) == 1, "what is to be copied is not broken"
+    assert remedies[0].endswith("docs/runbook.md#queue-not-moving")
+    assert max(len(line) for line in lines if line not in remedies) <= 80
+    monkeypatch.delenv("TTY_COMPATIBLE")
     assert cli(["doctor", "--strict", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["exit_code"] == 1

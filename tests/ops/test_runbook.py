@@ -16,6 +16,7 @@ from waiting import until
 
 from pgqueue_ref import core
 from pgqueue_ref.core import Queue, Want, install
+from pgqueue_ref.extensions import events
 from pgqueue_ref.ops import doctor
 from pgqueue_ref.ops.checks import Plan
 
@@ -78,6 +79,12 @@ def failures_repeating(db: Db) -> Iterator[None]:
                ARRAY[CASE WHEN n % 6 = 1 THEN 'KeyError: size' ELSE 'ConnectionError: images.example refused' END]
         FROM generate_series(1, 12) AS n""")
     Queue(db).push("thumbnail", {"photo": 13})
+    db.execute(events.SCHEMA_SQL)
+    db.execute("""
+        INSERT INTO pgqueue_events (job_id, attempt, type, status, queue, kind, worker, actor, message)
+        SELECT 13, 1 + n % 9, 'failed', 'pending', 'default', 'thumbnail', 'host:4711', 'app pgqueue_ref:write',
+               'TimeoutError: 30 s'
+        FROM generate_series(1, 12) AS n""")
     yield
     assert [id_ for id_, status in statuses(db).items() if status == "failed"] == [1, 7], "what cannot succeed"
     assert Queue(db).paused() == []

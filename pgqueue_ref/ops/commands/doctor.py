@@ -13,10 +13,18 @@ from ..app import LOOK, AsJson, command, print_json
 def doctor(
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if something is a WARN.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Worker processes that are to run, on all machines.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Worker processes that are to run, on all machines; those that run now unless given."),
+    ] = None,
     pool: Annotated[
-        int, typer.Option(min=0, help="Connections of all pools together: the API's, the application's.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Connections of all pools together, the API's and the application's; unless given, those that the API"
+            " holds now.",
+        ),
+    ] = None,
     surge: Annotated[
         float, typer.Option(min=1.0, help="How many times over, while a deployment has old and new side by side.")
     ] = 2.0,
