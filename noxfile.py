@@ -82,6 +82,14 @@ def containers(session: nox.Session) -> None:
 
 
 @nox.session
+def matrix(session: nox.Session) -> None:
+    """The suite on PostgreSQL 14 to 18, Python 3.11 to 3.14 as far as they are here, with the newest and the oldest
+    dependencies; options: --quick, --only WORDS, --summary FILE."""
+    install(session, "dev")
+    session.run("python", "tests/matrix/run.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure the queue against the bare driver and judge the bounds, about ten minutes; options: --quick,
     --postgres SPEC, --summary FILE, --write docs/performance.md, pytest's own.

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import psycopg
+import sqlalchemy
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -30,6 +31,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    event,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -113,6 +115,19 @@ def _translate(error: SQLAlchemyError) -> QueueError:
 metadata = MetaData()
 _NOW, _ZERO = text("now()"), text("0")
 _MOMENT = DateTime(timezone=True)
+_STORAGE = {
+    "autovacuum_vacuum_scale_factor": 0,
+    "autovacuum_vacuum_threshold": 1000,
+    "autovacuum_vacuum_insert_scale_factor": 0,
+    "autovacuum_vacuum_insert_threshold": 100_000,
+    "autovacuum_analyze_scale_factor": 0.05,
+    "autovacuum_analyze_threshold": 1000,
+    "autovacuum_vacuum_cost_delay": 0,
+    "fillfactor": 70,
+}
+# SQLAlchemy 2.0 knows storage parameters of indexes alone: there `create_all` sets the table's in a second statement.
+_KNOWS_STORAGE = not sqlalchemy.__version__.startswith("2.0.")
+_STORAGE_ARGUMENT: dict[str, Any] = {"postgresql_with": _STORAGE} if _KNOWS_STORAGE else {}
 
 _jobs = Table(
     "pgqueue_jobs",
@@ -146,18 +161,20 @@ _jobs = Table(
         name="pgqueue_jobs_names",
     ),
     CheckConstraint("attempt >= 0 AND max_attempts >= 1", name="pgqueue_jobs_attempts"),
-    postgresql_with={
-        "autovacuum_vacuum_scale_factor": 0,
-        "autovacuum_vacuum_threshold": 1000,
-        "autovacuum_vacuum_insert_scale_factor": 0,
-        "autovacuum_vacuum_insert_threshold": 100_000,
-        "autovacuum_analyze_scale_factor": 0.05,
-        "autovacuum_analyze_threshold": 1000,
-        "autovacuum_vacuum_cost_delay": 0,
-        "fillfactor": 70,
-    },
+    **_STORAGE_ARGUMENT,
 )
 _column = _jobs.c
+
+
+def _set_storage(table: Table, connection: Connection, **_: Any) -> None:
+    name = connection.dialect.identifier_preparer.format_table(table)
+    settings = ", ".join(f"{key} = {value}" for key, value in _STORAGE.items())
+    connection.execute(text(f"ALTER TABLE {name} SET ({settings})"))
+
+
+if not _KNOWS_STORAGE:
+    event.listen(_jobs, "after_create", _set_storage)
+
 Index(
     "pgqueue_jobs_key",
     _column.kind,
