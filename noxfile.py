@@ -30,11 +30,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, formatting, and the direction of imports."""
+    """Style, formatting, the direction of imports, and whether CI's lock fits pyproject.toml."""
     install(session, "dev")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports")
+    session.run("python", "tests/supply/lock.py", "--check")
 
 
 @nox.session
@@ -49,10 +50,13 @@ def types(session: nox.Session) -> None:
 def vendored(session: nox.Session) -> None:
     """The core copied into a project with psycopg alone, its conformance there; options: --postgres SPEC."""
     install(session, "load")  # provisions the server
+    session.install("--quiet", "uv")  # holds to CI's lock, which pip as a constraint does not read
     project = Path(session.virtualenv.location, "project")
     session.run_install(sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(project), external=True)
     python = str(project / ("Scripts" if sys.platform == "win32" else "bin") / "python")
-    session.run_install(python, "-m", "pip", "install", "--quiet", "psycopg[binary]", "pytest", external=True)
+    session.run_install(
+        "python", "-m", "uv", "pip", "install", "--quiet", "--python", python, "psycopg[binary]", "pytest"
+    )
     session.run("python", "tests/vendored/run.py", python, *session.posargs)
 
 
@@ -87,6 +91,25 @@ def matrix(session: nox.Session) -> None:
     dependencies; options: --quick, --only WORDS, --summary FILE."""
     install(session, "dev")
     session.run("python", "tests/matrix/run.py", *session.posargs)
+
+
+@nox.session
+def supply(session: nox.Session) -> None:
+    """The licences of everything that is installed; options: --sbom FILE (CycloneDX)."""
+    install(session, "dev", "supply")
+    session.run("python", "tests/supply/licences.py", *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Whether anything in CI's lock has a known vulnerability; skipped, not passed, where PyPI cannot be asked."""
+    install(session, "supply")
+    try:
+        session.run("python", "tests/supply/audit.py")
+    except nox.command.CommandFailed as failed:
+        if getattr(failed, "return_code", None) != 3:  # audit.py's NOT_CHECKED
+            raise
+        session.skip("vulnerabilities were NOT CHECKED: the line above says why")
 
 
 @nox.session
