@@ -150,9 +150,14 @@ class _GivenServer:
         self.dsn = re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", dsn)
         try:
             given = conninfo_to_dict(self.dsn)
-            # An unquoted @ or / in the password ends it: the rest would be taken for the host or the port.
-            if "@" in str(given.get("host")) or not re.fullmatch(r"[\d,]*", str(given.get("port", ""))):
-                pytest.fail("--postgres: percent-encode @ and / in the DSN's password", pytrace=False)
+            # An unquoted @ or / in the password ends it: the rest would be taken for the host, port or database. In
+            # `host= password=x` all of it is.
+            names = f"{given.get('host')} {given.get('dbname')}"
+            if re.search("@|password=", names) or not re.fullmatch(r"[\d,]*", str(given.get("port", ""))):
+                pytest.fail(
+                    "--postgres: percent-encode @ and / in the DSN's password; leave out what has no value",
+                    pytrace=False,
+                )
             with psycopg.connect(self.dsn, connect_timeout=10) as connection:
                 self.version = connection.execute("SHOW server_version").fetchone()[0].split()[0]
         except psycopg.ProgrammingError:  # its message may quote the password

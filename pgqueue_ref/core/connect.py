@@ -23,6 +23,9 @@ SCHEMA_SQL: Final = Path(__file__).with_name("schema.sql").read_text(encoding="u
 # A hung server or a cut cable must become an error: 10 s to connect, 60 s to notice a dead peer.
 PATIENCE: Final = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
                    "tcp_user_timeout": 60_000}  # fmt: skip
+# Where part of a password passes for what errors and reports name. A bare @ or / ends it, and its rest is taken for the
+# host, the port or the database; after an empty value, as in `host= password=x`, libpq takes all of it for the host.
+_AMBIGUOUS: Final = re.compile(r"(host|dbname) .*@|port .*[^\d,]|.*(password=|[\0-\x1f])", re.DOTALL)
 
 
 def conninfo(
@@ -40,20 +43,8 @@ def conninfo(
     """
     dsn = dsn if dsn is not None else os.environ.get("PGQUEUE_DATABASE_URL", "")
     if not dsn.strip():
-        raise QueueError(
-            "no database given: set PGQUEUE_DATABASE_URL or pass a DSN such as postgresql://user@host/database"
-        )
-    try:
-        # SQLAlchemy's driver suffix means nothing to libpq.
-        given = conninfo_to_dict(re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn.strip()))
-        # A password with a bare @ or / in it: its rest would pass for the host or port, and be quoted in errors.
-        if "@" in str(given.get("host")) or not re.fullmatch(r"[\d,]*", str(given.get("port") or "")):
-            raise ValueError
-    except (psycopg.Error, ValueError):  # libpq's own words may quote the DSN
-        raise QueueError(
-            "the DSN is not understood: write postgresql://user:password@host:port/database, with any"
-            " of :/?#@ in the password percent-encoded, or host=... dbname=..."
-        ) from None
+        raise QueueError("no database given: set PGQUEUE_DATABASE_URL or pass a DSN such as postgresql://user@host/db")
+    given = dsn_parameters(dsn)
     schema = schema if schema is not None else os.environ.get("PGQUEUE_SCHEMA", "")
     parts = [str(given.get("options") or ""), options]
     if schema:
@@ -63,6 +54,20 @@ def conninfo(
         parts.append(f"-c statement_timeout={timeout}")
     defaults: dict[str, Any] = {"application_name": application_name, **PATIENCE}
     return make_conninfo("", **(defaults | given | {"options": " ".join(filter(None, parts))}))
+
+
+def dsn_parameters(dsn: str) -> dict[str, Any]:
+    """What a DSN says, by libpq's names. Raises `QueueError` without repeating any of it."""
+    try:  # SQLAlchemy's driver suffix means nothing to libpq
+        given: dict[str, Any] = conninfo_to_dict(re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn.strip()))
+        if any(_AMBIGUOUS.match(f"{name} {value}") for name, value in given.items() if name != "password"):
+            raise ValueError
+    except (psycopg.Error, ValueError):  # libpq's own words may quote the DSN
+        raise QueueError(
+            "the DSN is not understood: write postgresql://user:password@host:port/database, with any"
+            " of :/?#@ in the password percent-encoded, or host=... dbname=..."
+        ) from None
+    return given
 
 
 def _timeout(statement_timeout_ms: int | None) -> int:

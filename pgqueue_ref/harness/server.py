@@ -36,8 +36,9 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
+from pgqueue_ref.core import QueueError
+from pgqueue_ref.core.connect import dsn_parameters
 from pgqueue_ref.harness import binaries
 from pgqueue_ref.harness.binaries import ProvisionError
 from pgqueue_ref.harness.watchdog import Watchdog
@@ -228,19 +229,9 @@ class GivenServer(Server):
 
     def __init__(self, dsn: str, settings: Mapping[str, str] | None = None) -> None:
         try:
-            parameters = conninfo_to_dict(re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn))
-        except psycopg.ProgrammingError:
-            parameters = {}
-        # libpq's message would quote parts of it, so its error is not chained either. An unquoted @ or / in the
-        # password ends it: the rest would be taken for the host or the port.
-        if (
-            not parameters
-            or "@" in str(parameters.get("host"))
-            or not re.fullmatch(r"[\d,]*", str(parameters.get("port", "")))
-        ):
-            raise ProvisionError(
-                "the PostgreSQL DSN cannot be read; use postgresql://user:password@host/db, percent-encode @ and /"
-            )
+            parameters = dsn_parameters(dsn)
+        except QueueError as error:
+            raise ProvisionError(str(error)) from None
         self.settings = {}
         self.dsn = _url({key: str(value) for key, value in parameters.items() if value is not None})
         host, port = parameters.get("host", "its default host"), parameters.get("port", 5432)

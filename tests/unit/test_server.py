@@ -149,7 +149,7 @@ def test_auto_takes_the_test_postgres_variables(running: Server, monkeypatch: py
 @pytest.mark.parametrize("dsn", [f"postgresql://u:{SECRET}@127.0.0.1:1/x", f"nonsense {SECRET}"])
 def test_auto_fails_rather_than_pass_over_a_dsn_that_was_asked_for(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGQUEUE_TEST_DSN", dsn)
-    assert "DSN cannot be read" in refusal("auto") or "was asked for and refuses" in refusal("auto")
+    assert "DSN is not understood" in refusal("auto") or "was asked for and refuses" in refusal("auto")
 
 
 # -- Started here ---------------------------------------------------------------------------------------------
