@@ -114,7 +114,8 @@ def compare(
     start = result["latency"]["start"]
     found = [Compared(name, *predicted[name], start[path] / 1000) for name, path in WAITS.items()]
     # Attempts that the queue calls running, second by second while load came.
-    loaded = [int(row["running"]) for row in samples if 0 <= float(row["t"]) <= shape.seconds]
+    began = result["phases"][0]["from"]
+    loaded = [int(row["running"]) for row in samples if began <= float(row["t"]) <= began + shape.seconds]
     busy = statistics.fmean(loaded) / (shape.workers * shape.slots)
     found.append(Compared("utilisation", *predicted["utilisation"], busy))
     wanted = shape.workers * measured.connections_per_worker

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from measured import MEASURED
 
 from pgqueue_ref.capacity import measurement
 from pgqueue_ref.ops import app
@@ -18,16 +19,8 @@ Captured = pytest.CaptureFixture[str]
 @pytest.fixture
 def measured(tmp_path: Path) -> Path:
     """A measurement's file, as if of a fast server."""
-    from pgqueue_ref.capacity import service
-
     file = tmp_path / "m.json"
-    made = measurement.Measurement(
-        server={"description": "embedded PostgreSQL 18.4"}, machine={}, versions={}, command="", slots=100,
-        connections_per_worker=3, max_connections=100, reserved=3, others=1, push_by_batch={1: 1e-3},
-        claim_by_batch={1: 1e-3}, complete_by_batch={1: 1e-3}, claim=[0.002], pickup=[0.003],
-        scaling={1: 5_000.0, 2: 8_000.0}, service=service.of_spec("exp:0.5"),
-    )  # fmt: skip
-    measurement.save(made, file)
+    measurement.save(MEASURED, file)
     return file
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from measured import MEASURED
 
-from pgqueue_ref.capacity import CapacityError, measurement, model, plan, report, service, trace
+from pgqueue_ref.capacity import CapacityError, measurement, model, plan, report, service, simulate, trace, validate
 from pgqueue_ref.capacity.plan import Demand
 from pgqueue_ref.harness.connections import safe_workers
 from pgqueue_ref.harness.traces import Arrival, Trace
@@ -219,3 +219,18 @@ def test_the_table_of_shards_in_the_documentation_is_erlang_c() -> None:
         assert slots == model.slots_needed(load, 0.5, 0.5, 99)
         assert all_slots == shards * slots
         assert busy == round(100 * load / slots)
+
+
+def test_a_run_is_held_against_its_window_alone() -> None:
+    shape = validate.Shape(rate=1, seconds=10, workers=2, slots=2, service=MEASURED.service)
+    samples = [
+        {"t": str(t), "running": "2" if 3 <= t <= 13 else "0", "by_application": '{"pgqueue_ref:claim": 6}'}
+        for t in range(20)
+    ]
+    result = {"latency": {"start": {"p95_ms": 10, "p99_ms": 20}}, "phases": [{"from": 2.5}]}
+    interval = simulate.Interval(0.0, 0.1, 0.4)
+    predicted = dict.fromkeys(("wait_p95", "wait_p99", "utilisation"), interval)
+    found = {item.figure: item for item in validate.compare(predicted, result, samples, shape, MEASURED)}
+    assert found["utilisation"].measured == 0.5, "neither what came before the load counts, nor the drain"
+    assert not found["utilisation"].within
+    assert (found["wait_p99"].measured, found["connections"].measured) == (0.02, 6)
