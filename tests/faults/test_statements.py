@@ -87,15 +87,16 @@ def test_a_statement_whose_answer_is_lost_after_its_commit_does_no_harm(statemen
     with gate(bench, condition):
         bench.push(kind, JOBS, payload=payload)
         until(lambda: bench.query(WAITS), f"the {statement} is in the server")
-        before = bench.query("SELECT xmin FROM pgqueue_jobs")
+        before = set(bench.query("SELECT id, xmin FROM pgqueue_jobs"))
         line.hold_answers()
-    until(lambda: not set(before) & set(bench.query("SELECT xmin FROM pgqueue_jobs")), "it commits")
+    # On a busy machine not all jobs have ended by then: the statement is that of those which have.
+    changed = until(lambda: before - set(bench.query("SELECT id, xmin FROM pgqueue_jobs")), "it commits")
     line.reset()
     line.mend()
     drained(bench, worker)
     again = statement in ("claim", "fail")  # nobody knows of the claimed ones until their leases run out
     assert bench.attempts() == {("succeeded", 2 if again else 1)}
-    assert worker.counts()["stale"] == (JOBS if statement in ("complete", "fail") else 0)
+    assert worker.counts()["stale"] == (len(changed) if statement in ("complete", "fail") else 0)
 
 
 def test_a_worker_whose_listening_is_cut_off_as_it_lies_down_hears_of_later_jobs(bench, launch) -> None:
