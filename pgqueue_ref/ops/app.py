@@ -198,18 +198,29 @@ def _encode(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} has no JSON form here")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[str] = ()) -> Table:
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Collection[str] = (),
+    unbroken: Collection[str] = (),
+) -> Table:
     """A table for people. Whole numbers get separators (pass ids as text), None is a dash. Columns named in `right` are
-    aligned there and never broken; elsewhere a name too long for the terminal goes on in the next line, whole.
+    aligned there and never broken, nor are those in `unbroken`; elsewhere a name too long for the terminal goes on in
+    the next line, whole.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))  # two blanks between columns
     for name in columns:
         made.add_column(
-            name, justify="right" if name in right else "left", no_wrap=name in right, overflow="fold", vertical="top"
+            name,
+            justify="right" if name in right else "left",
+            no_wrap=name in right or name in unbroken,
+            overflow="fold",
+            vertical="top",
         )
     for row in rows:
         made.add_row(*(Text(cell(value)) for value in row))
@@ -225,9 +236,25 @@ def cell(value: object) -> str:
     return printable(f"{value:,}" if isinstance(value, int) else str(value))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[str] = ()) -> None:
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Collection[str] = (),
+    unbroken: Collection[str] = (),
+) -> None:
     """`table` on stdout."""
-    print_rich(table(columns, rows, right=right))
+    print_rich(table(columns, rows, right=right, unbroken=unbroken))
+
+
+def fits(renderable: RenderableType) -> bool:
+    """Whether stdout is wide enough for it; what is no terminal always is."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        return True
+    return console.measure(renderable, options=console.options.update(width=100_000)).maximum <= console.width
 
 
 def print_rich(renderable: RenderableType) -> None:

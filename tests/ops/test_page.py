@@ -105,6 +105,16 @@ def test_jobs_that_wait_while_nothing_runs_are_pointed_out(
     expect(page.get_by_text("Nothing runs in default and 1 job is due, the oldest for 10 min.")).to_be_visible()
 
 
+def test_an_attempt_that_runs_for_long_is_pointed_out(serve: Serve, visit: Open, queue: Queue) -> None:
+    job = queue.push("mail")
+    queue.claim([Want("mail", 1)], worker="host-a:4711")
+    queue.connection.execute("UPDATE pgqueue_jobs SET started_at = now() - interval '20 minutes'")
+    page = visit(serve())
+    expect(cell(page, "default", "mail", "oldest running")).to_have_text("20 min")
+    page.get_by_role("link", name="An attempt of mail runs for 20 min").click()
+    expect(page.get_by_role("listitem")).to_contain_text(f"#{job.id}")
+
+
 def test_the_failed_list_shows_errors_and_pages_on(serve: Serve, visit: Open, queue: Queue, database: str) -> None:
     queue.push("old")
     end(queue, "old", "ValueError: the very first")
@@ -238,6 +248,7 @@ def test_cancelling_asks_first_and_can_be_left(serve: Serve, visit: Open, queue:
 def test_what_another_did_first_is_told(serve: Serve, visit: Open, queue: Queue) -> None:
     ids = fill(queue)
     page = visit(f"{serve()}/#/jobs/{ids['failed']}", faults="409")
+    expect(page.locator("main .badge")).to_have_text("failed")
     page.get_by_label("live").uncheck()
     queue.retry(ids["failed"])
     page.get_by_role("button", name="Retry").click()

@@ -60,7 +60,7 @@ def list_(
         return
     columns = ("id", "queue", "kind", "key", "status", "attempts", "at")
     rows = [(str(j.id), j.queue, j.kind, j.external_key, j.status, attempts(j), at(j)) for j in jobs]
-    print_table(columns, rows, right=("id", "attempts", "at"))
+    print_table(columns, rows, right=("id", "attempts", "at"), unbroken=("status",))
     more(following)
 
 

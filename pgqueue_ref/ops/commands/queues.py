@@ -22,12 +22,13 @@ from ..app import (
     command,
     complain,
     database,
+    fits,
     print_json,
     print_rich,
     table,
 )
 from ..checks import span
-from ..overview import Overview, overview
+from ..overview import Flow, Overview, overview
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -133,13 +134,28 @@ def report(seen: Overview) -> Group:
     if not seen.rows:
         lines.append("no jobs")
         return Group(*map(Text, lines))
-    return Group(
-        *map(Text, lines),
-        "",
+    tables = (
         table(("queue", "kind", *statuses), jobs, right=statuses),
-        "",
         table(("queue", "kind", *moving), flows, right=moving),
     )
+    if not all(map(fits, tables)):
+        return Group(*map(Text, lines), *(Text(line) for flow in seen.flows for line in _in_lines(flow, counts)))
+    return Group(*map(Text, lines), "", tables[0], "", tables[1])
+
+
+def _in_lines(flow: Flow, counts: dict[tuple[str, str], dict[str, int]]) -> list[str]:
+    """One kind, in words, for a terminal that has no room for tables: a telephone's, or long names."""
+    by = counts.get((flow.queue, flow.kind), {})
+    moves = [f"{flow.due:,} due"]
+    if flow.oldest_due_seconds is not None:
+        moves.append(f"oldest due {span(flow.oldest_due_seconds)}")
+    if flow.oldest_running_seconds is not None:
+        moves.append(f"oldest running {span(flow.oldest_running_seconds)}")
+    moves.append(f"last hour {flow.finished_last_hour:,}")
+    if flow.average_seconds is not None:
+        moves.append(f"average {_took(flow.average_seconds)}, p95 {_took(flow.p95_seconds)}")
+    jobs = ", ".join(f"{by[status]:,} {status}" for status in ACTIVE + TERMINAL if status in by)
+    return ["", f"{cell(flow.queue)}  {cell(flow.kind)}", *(f"  {line}" for line in (jobs, ", ".join(moves)) if line)]
 
 
 def _span(seconds: float | None) -> str | None:

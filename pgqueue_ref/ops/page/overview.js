@@ -5,6 +5,7 @@ import { remember, sparkline } from "./history.js";
 
 const STATUSES = ["pending", "blocked", "running", "succeeded", "failed", "cancelled"];
 const SLOW = 30; // seconds a due job may wait while nothing runs, before the page says that no worker seems to be up
+const LONG = 300; // seconds that an attempt may run, before the page points it out, as the doctor does
 
 const sum = (rows, field) => rows.reduce((total, row) => total + row[field], 0);
 
@@ -58,6 +59,9 @@ function verdict({ rows, flows, paused }, queues) {
       worries.push(["Nothing runs in ", name(queue), ` and ${plural(due, "job")} ${due === 1 ? "is" : "are"} due, the oldest for ${duration(waits)}. Is a worker up?`]);
     }
   }
+  for (const { queue, kind, oldest_running_seconds: runs } of flows) {
+    if (runs > LONG) worries.push([link(href(queue, kind, "running"), "An attempt of ", name(kind), ` runs for ${duration(runs)}`), ". Does it hang?"]);
+  }
   const failed = sum(rows.filter((row) => row.status === "failed"), "jobs");
   if (failed) worries.push([link("#/failed", `${plural(failed, "job")} failed`), " and will not run again unless retried."]);
   if (worries.length) {
@@ -79,18 +83,19 @@ function section({ rows, flows, paused, estimated }, queue) {
   const kinds = [...new Set([...own.map((row) => row.kind), ...flows.filter((one) => one.queue === queue).map((one) => one.kind)])].sort();
   const jobs = (kind, status) => own.find((row) => row.kind === kind && row.status === status)?.jobs ?? 0;
   const cells = (kind) => {
-    const { due, oldest_due_seconds: waits, average_seconds: average, p95_seconds: p95 } = flow(kind);
+    const { due, oldest_due_seconds: waits, oldest_running_seconds: runs, average_seconds: average, p95_seconds: p95 } = flow(kind);
     return [
       ...STATUSES.map((status) => cell(status, jobs(kind, status), {
         href: href(queue, kind, status), loud: status === "failed", about: estimated && ["succeeded", "cancelled"].includes(status),
       })),
       cell("due", due ?? 0),
       textCell("oldest due", duration(waits)),
+      textCell("oldest running", duration(runs)),
       textCell("average", duration(average)),
       textCell("p95", duration(p95)),
     ];
   };
-  const heads = ["kind", ...STATUSES, "due", "oldest due", "average", "p95"];
+  const heads = ["kind", ...STATUSES, "due", "oldest due", "oldest running", "average", "p95"];
   return h("section", { "data-key": `queue ${queue}`, "aria-label": `Queue ${queue}` },
     h("div", { class: "title" },
       h("h2", null, name(queue)),
