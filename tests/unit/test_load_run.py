@@ -7,13 +7,15 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from loads import SMALL_SLO, Load, wait_for_line
+from loads import ROOT, SMALL_SLO, Load, wait_for_line
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqueue_ref.core import DatabaseUnavailable
@@ -117,6 +119,17 @@ def test_sigterm_ends_workers_and_is_no_pass(load: Load) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline, "a worker outlived its run"
         time.sleep(0.05)
+
+
+def test_a_driver_that_would_block_every_producer_is_refused_at_the_start() -> None:
+    words = [sys.executable, "-c", "import psycopg; from locust.main import main; main()"]  # before Locust patched it
+    done = subprocess.run(
+        [*words, "-f", "loadtests", "--headless", "--loglevel", "ERROR"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == Exit.CRASH_OR_USAGE
+    assert done.stdout.splitlines() == [
+        "psycopg was imported before gevent patched the library; start with `locust -f loadtests`"
+    ]
 
 
 def test_progress_is_a_line_in_columns_that_also_says_what_is_not_known() -> None:
