@@ -40,6 +40,8 @@ WHERE usename = %s AND application_name LIKE 'pgqueue_ref:%%'
 
 # In a worker's log: what it could not do, and the words of the errors that it may meet here.
 COMPLAINT = re.compile(r"^(?:pgqueue-ref: |Traceback|.* failed, next try in |.* (?:ERROR|CRITICAL) ).*$", re.MULTILINE)
+# A failed attempt with its traceback: after a crash of the server the connection of the handlers themselves is dead.
+ATTEMPT = re.compile(r"^.* job \d+ .* failed\nTraceback .*$", re.MULTILINE)
 REFUSED = "no free connection"
 CLASSIFIED = (REFUSED, "connection failed or lost")
 
@@ -397,6 +399,8 @@ def _log(worker: WorkerProcess) -> str:
 def _complaints(run: LoadRun) -> list[tuple[str, str]]:
     """What workers said went wrong: the name of the log, and the line."""
     logs = [(log.stem, log.read_text(errors="replace")) for log in sorted(run.directory.glob("worker-*.log"))]
+    if run.measured.faults:
+        logs = [(name, ATTEMPT.sub("", text)) for name, text in logs]
     return [(name, line) for name, text in logs for line in COMPLAINT.findall(text)]
 
 

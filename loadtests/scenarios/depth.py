@@ -66,7 +66,7 @@ class Depth(Scenario):
     producers = 1  # of Locust's own, idle here
 
     def prepare(self, options: Any) -> None:
-        if options.fault:
+        if options.fault or self.faults:
             self.workers = self.workers or 2
         shallow, deep = min(10_000, self.deep), self.deep
         self._levels = (
