@@ -154,7 +154,7 @@ def _bounded(seen: Overview) -> Overview:
     for row in seen.rows:
         if row[:2] not in kept:
             added[row.status] = added.get(row.status, 0) + row.jobs
-    rows += [OverviewRow(OTHER, OTHER, status, number, None) for status, number in added.items()]
+    rows += [OverviewRow(OTHER, OTHER, status, number, None, seen.estimated) for status, number in added.items()]
     rest = [flow for flow in seen.flows if flow[:2] not in kept]
     other = Flow(
         OTHER,

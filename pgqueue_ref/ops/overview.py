@@ -6,9 +6,9 @@
   (`ENTRIES`, `ROWS`); the age of what is due or running is exact whatever their number, within `LEVELS`;
 - the other terminal jobs, what exceeds those bounds, and the last hour come from a sample: the `NEWEST` rows, all of
   them, and about `PAGES` pages of the rest. A table that small is read whole, and everything is exact;
-- `estimated` says that the table was larger: succeeded and cancelled jobs and the last hour are estimates then. The
-  sample keeps its pages, so that the figures move when the table does and not from one look to the next. A group of a
-  few rows among millions may be missing from it.
+- `estimated` says that the table was larger: the last hour is an estimate then, and each row says whether it is one.
+  The sample keeps its pages, so that the figures move when the table does and not from one look to the next. A group of
+  a few rows among millions may be missing from it.
 
 The last hour knows only jobs whose rows are still there: a kind with `terminal_ttl` 0 leaves none. What workers did is
 counted by their own metrics.
@@ -31,13 +31,14 @@ LEVELS: Final = 1_000  # different (queue, kind, priority) of pending jobs that 
 
 class OverviewRow(NamedTuple):
     """The jobs of one queue, kind and status; `oldest` is the first run_at (pending), created_at (blocked), started_at
-    (running) or finished_at (terminal)."""
+    (running) or finished_at (terminal). `estimated`: not counted, but told from a sample."""
 
     queue: str
     kind: str
     status: Status
     jobs: int
     oldest: datetime | None
+    estimated: bool = False
 
 
 class Flow(NamedTuple):
@@ -198,7 +199,10 @@ def overview() -> Operation[Overview]:
         else:
             sampled[queue, kind, status] = _Seen(round(jobs), round(due), oldest)
     groups = _merged(counted, sampled, unsure)
-    rows = [OverviewRow(*group, seen.jobs, seen.oldest) for group, seen in sorted(groups.items())]
+    rows = [
+        OverviewRow(*group, seen.jobs, seen.oldest, estimated and not _is_counted(group, unsure))
+        for group, seen in sorted(groups.items())
+    ]
     flows = [
         _flow(at, queue, kind, groups, hours.get((queue, kind), _Hour()))
         for queue, kind in sorted({group[:2] for group in groups} | hours.keys())
@@ -229,14 +233,22 @@ def _merged(
     """The counted groups, raised to what the sample says where a bound was reached; the others from the sample."""
     groups = dict(counted)
     for group, seen in sampled.items():
-        has_index = group[2] in ACTIVE or group[2] == "failed"
-        if not has_index or (group not in counted and group[2] in unsure):
+        if not _has_index(group[2]) or (group not in counted and group[2] in unsure):
             groups[group] = seen
         elif group in counted and (group in unsure or group[2] in unsure):
             known = counted[group]
             oldest = min(filter(None, (known.oldest, seen.oldest)), default=None)
             groups[group] = _Seen(max(known.jobs, seen.jobs), max(known.due, seen.due), oldest)
     return groups
+
+
+def _has_index(status: Status) -> bool:
+    return status in ACTIVE or status == "failed"
+
+
+def _is_counted(group: _Group, unsure: set[str | _Group]) -> bool:
+    """Whether the partial indexes had all of the group."""
+    return _has_index(group[2]) and group not in unsure and group[2] not in unsure
 
 
 def _flow(at: datetime, queue: str, kind: str, groups: dict[_Group, _Seen], hour: _Hour) -> Flow:

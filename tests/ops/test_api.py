@@ -509,7 +509,9 @@ def test_an_empty_pool_is_503_and_the_request_that_waited_for_the_database_goes_
         with another_pusher(database):
             waits = threads.submit(api.post, JOBS, json={"kind": "mail"})
             until(lambda: waiting_backends(db), "the push waits")
-            refused(api.get(JOBS), 503, "pool_empty")
+            answer = api.get(JOBS)
+            refused(answer, 503, "pool_empty")
+            assert answer.headers["retry-after"] == "1"
             assert api.get("/healthz").status_code == 200
         assert waits.result().status_code == 201
 

@@ -74,13 +74,18 @@ def test_stats_of_an_empty_queue_says_so(cli: Cli) -> None:
     assert cli("stats", "--json").json["rows"] == []
 
 
-def test_stats_names_paused_queues_and_estimates(cli: Cli, busy: None, db: Db) -> None:
+def test_stats_names_paused_queues_and_estimates(
+    cli: Cli, busy: None, db: Db, capsys: pytest.CaptureFixture[str]
+) -> None:
     Queue(db).pause("a")
     assert "paused: a\n" in cli("stats").out
     (seen,) = queues._looks(0, 1)
     assert not isinstance(seen, Exception)
-    lines = [str(line) for line in queues.report(seen._replace(estimated=True)).renderables]
-    assert any("estimated from a sample" in line for line in lines)
+    unsure = [row._replace(estimated=row.status == "succeeded") for row in seen.rows]
+    queues.print_rich(queues.report(seen._replace(estimated=True, rows=unsure)))
+    out = capsys.readouterr().out
+    assert "estimated from a sample" in out
+    assert ["a", "mail", "2", "-", "1", "\N{ALMOST EQUAL TO}2", "-", "-"] in rows(out)
 
 
 def test_stats_on_a_narrow_terminal_keeps_its_figures_whole(

@@ -80,6 +80,7 @@ def test_a_small_table_is_counted_exactly_in_every_status(database: str) -> None
     by_group = {(row.queue, row.kind, row.status): row.oldest for row in result.rows if row.status != "blocked"}
     assert by_group == {(s.queue, s.kind, s.status): s.oldest for s in stats if s.status != "blocked"}
     assert not result.estimated
+    assert not any(row.estimated for row in result.rows)
     assert result.paused == ["q1"]
 
 
@@ -123,6 +124,7 @@ def test_the_cost_is_bounded_and_does_not_grow_with_the_terminal_rows(database: 
     assert after < 1.3 * before
     assert after < 2 * module.PAGES
     assert result.estimated
+    assert all(row.estimated for row in result.rows)
     for status, count in jobs(result).items():
         assert count == pytest.approx(60_000, rel=0.15), status
     # One second between two jobs: the last hour has 3,600 of each load, every fourth of a kind.
@@ -183,6 +185,7 @@ def test_a_backlog_beyond_the_bound_is_estimated_from_the_sample(
     assert counts["default", "big", "pending"] == pytest.approx(20_000, rel=0.3)
     assert counts["default", "big", "failed"] == pytest.approx(5_000, rel=0.5)
     assert counts["default", "small", "pending"] == 300
+    assert {(row.kind, row.status) for row in result.rows if row.estimated} == {("big", "pending"), ("big", "failed")}
     assert {flow.kind: flow.due for flow in result.flows}["big"] == counts["default", "big", "pending"]
     assert touched < 300
 

@@ -105,6 +105,24 @@ def test_jobs_that_wait_while_nothing_runs_are_pointed_out(
     expect(page.get_by_text("Nothing runs in default and 1 job is due, the oldest for 10 min.")).to_be_visible()
 
 
+def test_figures_from_a_sample_say_so(serve: Serve, visit: Open, queue: Queue) -> None:
+    fill(queue)
+
+    def sampled(route: Route) -> None:
+        answer = route.fetch()
+        told = answer.json() | {"estimated": True}
+        for row in told["rows"]:
+            row["estimated"] = row["status"] == "failed"
+        route.fulfill(response=answer, json=told)
+
+    page = visit(serve())
+    page.route(api_calls(page), sampled)
+    page.get_by_role("button", name="Refresh").click()
+    expect(cell(page, "default", "thumbnail", "failed")).to_have_text("≈ 2")
+    expect(cell(page, "default", "thumbnail", "pending")).to_have_text("1")
+    expect(page.get_by_text("estimated from a sample")).to_be_visible()
+
+
 def test_an_attempt_that_runs_for_long_is_pointed_out(serve: Serve, visit: Open, queue: Queue) -> None:
     job = queue.push("mail")
     queue.claim([Want("mail", 1)], worker="host-a:4711")

@@ -9,7 +9,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from .problems import MEDIA_TYPE, PROBLEMS, Problem
+from .problems import MEDIA_TYPE, PROBLEMS, RETRY_AFTER, Problem
 from .settings import Settings
 
 # What any operation may answer that reaches the database, and any that is closed.
@@ -40,7 +40,7 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
             kind.status, {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
         )
         response["description"] = ", ".join(filter(None, (response.get("description"), f"`{code}`")))
-        if code == "queue_busy":
+        if code == "queue_busy" or code in RETRY_AFTER:
             response["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds"}}
     return found
 

@@ -88,6 +88,8 @@ BY_ERROR: Final[tuple[tuple[type[QueueError], str], ...]] = (
     (StatementTimeout, "statement_timeout"),
     (LockTimeout, "lock_timeout"),
 )
+# Seconds after which to try again where that may help: HTTP clients that retry by themselves wait for the header.
+RETRY_AFTER: Final = {"server_full": 1, "pool_empty": 1, "database_unavailable": 5}
 BY_STATUS: Final = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -186,6 +188,8 @@ async def _of_queue(request: Request, error: Exception) -> Response:
     headers = {}
     if isinstance(error, QueueBusy):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
+    elif code in RETRY_AFTER:
+        headers["Retry-After"] = str(RETRY_AFTER[code])
     own_words = PROBLEMS[code].status < 500 and not isinstance(error.__cause__, psycopg.Error)
     return problem(code, str(error) if own_words else "", headers=headers)
 

@@ -242,13 +242,14 @@ class PausedQueue(BaseModel):
 
 
 class ShownRow(BaseModel):
-    """The jobs of one queue, kind and status."""
+    """The jobs of one queue, kind and status; `estimated`: not counted, but told from a sample."""
 
     queue: str
     kind: str
     status: Status
     jobs: int
     oldest: datetime | None
+    estimated: bool
 
 
 class ShownFlow(BaseModel):
@@ -265,7 +266,7 @@ class ShownFlow(BaseModel):
 
 
 class ShownOverview(BaseModel):
-    """What is in the queues and how it flows; `estimated`: the figures come from a sample."""
+    """What is in the queues and how it flows; `estimated`: some rows and the last hour come from a sample."""
 
     at: datetime
     estimated: bool

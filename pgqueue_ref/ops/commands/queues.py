@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 Name = Annotated[str, typer.Argument(metavar="QUEUE")]
+ABOUT = "\N{ALMOST EQUAL TO}"
 
 
 # -- looking ---------------------------------------------------------------------------------------------------
@@ -116,9 +117,9 @@ def report(seen: Overview) -> Group:
     from rich.text import Text
 
     statuses = ACTIVE + TERMINAL
-    counts: dict[tuple[str, str], dict[str, int]] = {}
+    counts: dict[tuple[str, str], dict[str, str]] = {}
     for row in seen.rows:
-        counts.setdefault((row.queue, row.kind), {})[row.status] = row.jobs
+        counts.setdefault((row.queue, row.kind), {})[row.status] = f"{ABOUT if row.estimated else ''}{row.jobs:,}"
     jobs = [(*place, *(by.get(status) for status in statuses)) for place, by in counts.items()]
     flows = [
         (f.queue, f.kind, f.due, _span(f.oldest_due_seconds), _span(f.oldest_running_seconds), f.finished_last_hour,
@@ -128,7 +129,7 @@ def report(seen: Overview) -> Group:
     moving = ("due", "oldest due", "oldest running", "last hour", "average", "p95")
     lines = [cell(seen.at)]
     if seen.estimated:
-        lines.append("large table: succeeded, cancelled and the last hour are estimated from a sample")
+        lines.append(f"large table: figures with {ABOUT} and the last hour are estimated from a sample")
     if seen.paused:
         lines.append("paused: " + ", ".join(map(cell, seen.paused)))
     if not seen.rows:
@@ -143,7 +144,7 @@ def report(seen: Overview) -> Group:
     return Group(*map(Text, lines), "", tables[0], "", tables[1])
 
 
-def _in_lines(flow: Flow, counts: dict[tuple[str, str], dict[str, int]]) -> list[str]:
+def _in_lines(flow: Flow, counts: dict[tuple[str, str], dict[str, str]]) -> list[str]:
     """One kind, in words, for a terminal that has no room for tables: a telephone's, or long names."""
     by = counts.get((flow.queue, flow.kind), {})
     moves = [f"{flow.due:,} due"]
@@ -154,7 +155,7 @@ def _in_lines(flow: Flow, counts: dict[tuple[str, str], dict[str, int]]) -> list
     moves.append(f"last hour {flow.finished_last_hour:,}")
     if flow.average_seconds is not None:
         moves.append(f"average {_took(flow.average_seconds)}, p95 {_took(flow.p95_seconds)}")
-    jobs = ", ".join(f"{by[status]:,} {status}" for status in ACTIVE + TERMINAL if status in by)
+    jobs = ", ".join(f"{by[status]} {status}" for status in ACTIVE + TERMINAL if status in by)
     return ["", f"{cell(flow.queue)}  {cell(flow.kind)}", *(f"  {line}" for line in (jobs, ", ".join(moves)) if line)]
 
 

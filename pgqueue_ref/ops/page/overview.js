@@ -13,6 +13,7 @@ const sum = (rows, field) => rows.reduce((total, row) => total + row[field], 0);
 export function overview(data) {
   const { rows, flows, paused } = data;
   const of = (...statuses) => sum(rows.filter((row) => statuses.includes(row.status)), "jobs");
+  const sure = (...statuses) => (rows.some((row) => row.estimated && statuses.includes(row.status)) ? "≈ " : "");
   const depth = of("pending", "blocked", "running");
   const rate = sum(flows, "finished_last_hour");
   remember(data.at, depth, rate);
@@ -24,12 +25,12 @@ export function overview(data) {
     h("div", { class: "tiles" },
       tile("due now", count(sum(flows, "due")), oldest(flows)),
       tile("running", count(of("running"))),
-      tile("failed", link("#/failed", count(of("failed"))), null, of("failed") ? "bad" : ""),
-      tile("depth", count(depth), sparkline("depth", "Depth, jobs not finished"), "wide"),
+      tile("failed", link("#/failed", sure("failed") + count(of("failed"))), null, of("failed") ? "bad" : ""),
+      tile("depth", sure("pending", "blocked", "running") + count(depth), sparkline("depth", "Depth, jobs not finished"), "wide"),
       tile("finished per hour", about + count(rate), sparkline("rate", "Jobs finished per hour"), "wide c2"),
     ),
     queues.length ? queues.map((queue) => section(data, queue)) : empty(),
-    data.estimated && h("p", { class: "note" }, "≈ The table is large: succeeded, cancelled and the last hour are estimated from a sample."),
+    data.estimated && h("p", { class: "note" }, "≈ The table is large: these figures and the last hour are estimated from a sample."),
     queues.length > 0 && h("p", { class: "note" }, "Finished per hour counts jobs whose rows are still there; a kind that deletes its finished jobs at once leaves none."),
   ];
 }
@@ -76,18 +77,19 @@ function verdict({ rows, flows, paused }, queues) {
 const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
 /** One queue: its name, whether it is paused, and a table of its kinds (cards on a phone). */
-function section({ rows, flows, paused, estimated }, queue) {
+function section({ rows, flows, paused }, queue) {
   const isPaused = paused.includes(queue);
   const own = rows.filter((row) => row.queue === queue);
   const flow = (kind) => flows.find((one) => one.queue === queue && one.kind === kind) ?? {};
   const kinds = [...new Set([...own.map((row) => row.kind), ...flows.filter((one) => one.queue === queue).map((one) => one.kind)])].sort();
-  const jobs = (kind, status) => own.find((row) => row.kind === kind && row.status === status)?.jobs ?? 0;
+  const found = (kind, status) => own.find((row) => row.kind === kind && row.status === status) ?? { jobs: 0, estimated: false };
   const cells = (kind) => {
     const { due, oldest_due_seconds: waits, oldest_running_seconds: runs, average_seconds: average, p95_seconds: p95 } = flow(kind);
     return [
-      ...STATUSES.map((status) => cell(status, jobs(kind, status), {
-        href: href(queue, kind, status), loud: status === "failed", about: estimated && ["succeeded", "cancelled"].includes(status),
-      })),
+      ...STATUSES.map((status) => {
+        const { jobs, estimated } = found(kind, status);
+        return cell(status, jobs, { href: href(queue, kind, status), loud: status === "failed", about: estimated });
+      }),
       cell("due", due ?? 0),
       textCell("oldest due", duration(waits)),
       textCell("oldest running", duration(runs)),
