@@ -31,7 +31,6 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
-    event,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -115,19 +114,23 @@ def _translate(error: SQLAlchemyError) -> QueueError:
 metadata = MetaData()
 _NOW, _ZERO = text("now()"), text("0")
 _MOMENT = DateTime(timezone=True)
-_STORAGE = {
-    "autovacuum_vacuum_scale_factor": 0,
-    "autovacuum_vacuum_threshold": 1000,
-    "autovacuum_vacuum_insert_scale_factor": 0,
-    "autovacuum_vacuum_insert_threshold": 100_000,
-    "autovacuum_analyze_scale_factor": 0.05,
-    "autovacuum_analyze_threshold": 1000,
-    "autovacuum_vacuum_cost_delay": 0,
-    "fillfactor": 70,
-}
-# SQLAlchemy 2.0 knows storage parameters of indexes alone: there `create_all` sets the table's in a second statement.
-_KNOWS_STORAGE = not sqlalchemy.__version__.startswith("2.0.")
-_STORAGE_ARGUMENT: dict[str, Any] = {"postgresql_with": _STORAGE} if _KNOWS_STORAGE else {}
+
+
+def _storage(**settings: float) -> dict[str, Any]:
+    """Arguments for a `Table` with storage parameters.
+
+    SQLAlchemy 2.0 knows those of indexes alone: there `create_all` sets the table's in a second statement.
+    """
+    if not sqlalchemy.__version__.startswith("2.0."):
+        return {"postgresql_with": settings}
+
+    def set_storage(table: Table, connection: Connection, **_: Any) -> None:
+        name = connection.dialect.identifier_preparer.format_table(table)
+        words = ", ".join(f"{key} = {value}" for key, value in settings.items())
+        connection.execute(text(f"ALTER TABLE {name} SET ({words})"))
+
+    return {"listeners": [("after_create", set_storage)]}
+
 
 _jobs = Table(
     "pgqueue_jobs",
@@ -161,19 +164,18 @@ _jobs = Table(
         name="pgqueue_jobs_names",
     ),
     CheckConstraint("attempt >= 0 AND max_attempts >= 1", name="pgqueue_jobs_attempts"),
-    **_STORAGE_ARGUMENT,
+    **_storage(
+        autovacuum_vacuum_scale_factor=0,
+        autovacuum_vacuum_threshold=1000,
+        autovacuum_vacuum_insert_scale_factor=0,
+        autovacuum_vacuum_insert_threshold=100_000,
+        autovacuum_analyze_scale_factor=0.05,
+        autovacuum_analyze_threshold=1000,
+        autovacuum_vacuum_cost_delay=0,
+        fillfactor=70,
+    ),
 )
 _column = _jobs.c
-
-
-def _set_storage(table: Table, connection: Connection, **_: Any) -> None:
-    name = connection.dialect.identifier_preparer.format_table(table)
-    settings = ", ".join(f"{key} = {value}" for key, value in _STORAGE.items())
-    connection.execute(text(f"ALTER TABLE {name} SET ({settings})"))
-
-
-if not _KNOWS_STORAGE:
-    event.listen(_jobs, "after_create", _set_storage)
 
 Index(
     "pgqueue_jobs_key",
@@ -313,10 +315,6 @@ _dependencies = Table(
         "needs IN ('success', 'failure', 'end') AND outcome IN ('succeeded', 'failed', 'cancelled')",
         name="pgqueue_dependencies_words",
     ),
-    postgresql_with={
-        "fillfactor": 80,
-        "autovacuum_vacuum_scale_factor": 0,
-        "autovacuum_vacuum_threshold": 1000,
-    },
+    **_storage(fillfactor=80, autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=1000),
 )
 Index("pgqueue_dependencies_parent", _dependencies.c.parent_id)
