@@ -34,7 +34,7 @@ class RestApi(Scenario):
     burst_seconds = 20.0
     down_seconds = 30.0  # of the load during which the API is killed
     slots = 4  # in each worker
-    service = 0.1  # seconds
+    service = 0.2  # seconds; the burst is then a hundred requests a second, which a busy machine answers as well
     limit = 24  # jobs not terminal
     load = 0.5  # of what the slots can serve
     burst = 2.5  # the same
