@@ -315,6 +315,8 @@ def test_a_token_is_asked_for_and_stays_in_the_tab(serve: Serve, visit: Open, qu
     expect(page.get_by_label("API token")).to_be_visible()
     expect(page.get_by_text("thumbnail")).to_have_count(0)  # nothing is left to read
     assert page.evaluate("sessionStorage.getItem('pgqueue.token')") is None
+    page.get_by_label("live").uncheck()  # tells anew how old the data are
+    expect(page.locator("#freshness")).to_have_text("signed out")
 
 
 def test_a_token_that_may_only_read_is_told_so(serve: Serve, visit: Open, queue: Queue) -> None:

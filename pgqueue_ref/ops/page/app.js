@@ -116,6 +116,7 @@ function failed(error, current, address) {
 
 /** How old the data are. Runs each second, on its own, so that it tells the truth after a sleep of the machine too. */
 function showAge() {
+  if (byId("token")) return; // nothing is shown or loaded
   const isStale = freshAt != null && (failures > 0 || Date.now() - freshAt > STALE);
   document.body.classList.toggle("stale", isStale);
   const paused = !byId("live").checked;
