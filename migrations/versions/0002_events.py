@@ -40,7 +40,7 @@ CREATE INDEX IF NOT EXISTS pgqueue_events_type ON pgqueue_events (type, at, id)
     WHERE type NOT IN ('pushed', 'claimed', 'succeeded')""")
     op.execute("""
 CREATE OR REPLACE FUNCTION pgqueue_events_record() RETURNS trigger LANGUAGE plpgsql
-SET search_path FROM CURRENT SET enable_nestloop = off AS $$
+SET search_path FROM CURRENT SET enable_nestloop = off SET enable_hashjoin = on AS $$
 DECLARE
     tracebacks jsonb;
 BEGIN
