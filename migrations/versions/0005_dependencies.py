@@ -140,11 +140,13 @@ BEGIN
     WHERE job_id = ANY (retried) AND (outcome IS NULL OR needs = CASE outcome WHEN 'succeeded' THEN 'failure' ELSE 'success' END);
     WHILE level IS NOT NULL LOOP
         PERFORM FROM pgqueue_jobs WHERE id = ANY (ARRAY(
-            SELECT job_id FROM pgqueue_dependencies WHERE parent_id = ANY (level) AND needs = 'success' AND outcome <> 'succeeded'))
+            SELECT job_id FROM pgqueue_dependencies WHERE parent_id = ANY (level) AND needs <> 'failure' AND outcome <> 'succeeded'))
         ORDER BY id FOR UPDATE;
         WITH opened AS (
-            UPDATE pgqueue_dependencies SET outcome = NULL
-            WHERE parent_id = ANY (level) AND needs = 'success' AND outcome <> 'succeeded' RETURNING job_id
+            UPDATE pgqueue_dependencies AS edge SET outcome = NULL
+            WHERE parent_id = ANY (level) AND outcome <> 'succeeded' AND (needs = 'success' OR needs = 'end' AND (
+                SELECT status FROM pgqueue_jobs WHERE id = edge.job_id) = 'blocked')
+            RETURNING job_id
         )
         SELECT array_agg(DISTINCT job_id) INTO level FROM opened;
         WITH back AS (

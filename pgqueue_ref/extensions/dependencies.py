@@ -11,7 +11,8 @@ sets free or cancels commits with it. The promises:
 - a parent that fails for good, is cancelled, or is deleted before it ran cancels its children, theirs, and so on; or
   lets them run, as each was pushed (`on_parent_failure`). `succeeded` is final: a parent that did counts as such for ever;
 - a failed or cancelled parent that is retried takes back what it cancelled: those jobs are blocked again. They stay for as
-  long as the parent does. One that was retried itself meanwhile runs, and waits for nothing any more;
+  long as the parent does. One that was retried itself meanwhile runs, and waits for nothing any more. What runs whatever
+  becomes of the parent, and has not begun because of another, waits for the new end as well;
 - of two parents that end at the same instant on two connections the second sees what the first did;
 - `on_success` and `on_failure` are jobs of their own: blocked with their parent as it is pushed, then pushed on with
   its outcome in `metadata["parent"]`, or cancelled where it came out otherwise;
@@ -179,6 +180,7 @@ END $$;
 
 -- Jobs that had failed or were cancelled have been retried. They themselves wait for nothing that did not come true; what
 -- their end had cancelled is blocked again, unless another parent has failed as well, and so is what that had cancelled.
+-- What only waits for an end, and still waits for another one, waits for theirs again.
 CREATE OR REPLACE FUNCTION pgqueue_dependencies_revive(retried bigint[]) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -188,11 +190,13 @@ BEGIN
     WHERE job_id = ANY (retried) AND (outcome IS NULL OR needs = CASE outcome WHEN 'succeeded' THEN 'failure' ELSE 'success' END);
     WHILE level IS NOT NULL LOOP
         PERFORM FROM pgqueue_jobs WHERE id = ANY (ARRAY(
-            SELECT job_id FROM pgqueue_dependencies WHERE parent_id = ANY (level) AND needs = 'success' AND outcome <> 'succeeded'))
+            SELECT job_id FROM pgqueue_dependencies WHERE parent_id = ANY (level) AND needs <> 'failure' AND outcome <> 'succeeded'))
         ORDER BY id FOR UPDATE;
         WITH opened AS (
-            UPDATE pgqueue_dependencies SET outcome = NULL
-            WHERE parent_id = ANY (level) AND needs = 'success' AND outcome <> 'succeeded' RETURNING job_id
+            UPDATE pgqueue_dependencies AS edge SET outcome = NULL
+            WHERE parent_id = ANY (level) AND outcome <> 'succeeded' AND (needs = 'success' OR needs = 'end' AND (
+                SELECT status FROM pgqueue_jobs WHERE id = edge.job_id) = 'blocked')
+            RETURNING job_id
         )
         SELECT array_agg(DISTINCT job_id) INTO level FROM opened;
         WITH back AS (

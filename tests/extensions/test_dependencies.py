@@ -314,6 +314,20 @@ def test_what_two_parents_failures_cancelled_is_taken_back_when_both_are_retried
     assert status(queue, child, end) == ["blocked", "blocked"]
 
 
+def test_a_job_that_waits_for_ends_waits_for_the_new_end_of_a_parent_that_is_retried(queue: Queue) -> None:
+    """Unless it was freed before: that is not undone."""
+    parent, other = push(queue), push(queue)
+    freed = push(queue, parent, on_parent_failure="run")
+    waits = push(queue, parent, other, on_parent_failure="run")
+    failed(queue, parent)
+    queue.retry(parent)
+    assert outcomes(queue, freed) == [(parent, "failed")]
+    completed(queue, other)
+    assert status(queue, freed, waits) == ["pending", "blocked"]
+    failed(queue, parent)
+    assert status(queue, waits) == ["pending"]
+
+
 def test_what_an_operator_cancelled_or_retried_is_not_taken_back(queue: Queue) -> None:
     parent = push(queue)
     unwanted, wanted, grandchild = push(queue, parent), push(queue, parent), push(queue, parent)
