@@ -229,7 +229,8 @@ def _held(result: Document) -> str:
     if not skipped:
         return "Every objective was measured and held."
     judged = len(result["slo"]) - skipped
-    return f"{judged} of {len(result['slo'])} objectives were judged, and held; {skipped} were not judged."
+    rest = "1 was not judged" if skipped == 1 else f"{skipped} were not judged"
+    return f"{judged} of {len(result['slo'])} objectives were judged, and held; {rest}."
 
 
 def _tiles(result: Document) -> str:
