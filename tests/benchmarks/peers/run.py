@@ -37,7 +37,7 @@ def main() -> int:
     """Exit code."""
     parser = argparse.ArgumentParser(prog="peers", description=str(__doc__).splitlines()[0])
     parser.add_argument("--postgres", default="embedded:18", metavar="SPEC", help="where PostgreSQL comes from")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: six minutes rather than twenty")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: seven minutes rather than twenty")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there as Markdown")
     options = parser.parse_args()
