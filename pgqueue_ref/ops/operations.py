@@ -51,7 +51,8 @@ WHERE id < %(before)s AND (%(queue)s::text IS NULL OR queue = %(queue)s) AND (%(
 ORDER BY id DESC LIMIT %(limit)s
 """
 
-# pgqueue_jobs_failed backwards: what failed last is looked for first, however old the job is.
+# pgqueue_jobs_failed backwards: what failed last is looked for first, however old the job is. It is planned with the
+# values, like NEWEST: a plan for any values would expect one row and sort.
 FAILED = f"""{_ROW}
 WHERE status = 'failed' AND (finished_at, id) < (%(finished_at)s, %(id)s)
   AND (%(queue)s::text IS NULL OR queue = %(queue)s) AND (%(kind)s::text IS NULL OR kind = %(kind)s)

@@ -167,8 +167,6 @@ GUARDS: dict[str, tuple[Callable[[Any, Connection], Any], set[str], int]] = {
     "a page of the list": (lambda core, db: first(core.operations.list_jobs(after=900_000)), {PRIMARY}, 30),
     # Operators' batches, of `pgqueue_ref.ops.operations`.
     "the newest": (lambda core, db: first(op.newest()), {PRIMARY}, 30),
-    "the last failures": (lambda core, db: first(op.failed()), {FAILED}, 100),
-    "the last failures of a queue": (lambda core, db: first(op.failed(queue="q1")), {FAILED}, 300),
     "a queue in use": (lambda core, db: first(op.in_use("q0")), {CLAIM, ACTIVE}, 30),
     "a queue not in use": (lambda core, db: first(op.in_use("nobody")), {CLAIM, ACTIVE}, 30),
     "retry a page": (lambda core, db: first(op.retry_batch(op.FIRST_ENDING, until=NEVER)), {FAILED, PRIMARY}, 60_000),
@@ -193,6 +191,8 @@ GUARDS: dict[str, tuple[Callable[[Any, Connection], Any], set[str], int]] = {
 }
 # Lists that are filtered: sent once, so planned for their values, which choose the index.
 FILTERED: dict[str, tuple[Callable[[], Any], str, int]] = {
+    "the last failures": (lambda: op.failed(), FAILED, 100),
+    "the last failures of a queue": (lambda: op.failed(queue="q1"), FAILED, 300),
     "by kind and key": (lambda: op.newest(kind="k2", key="due-77777"), KEY, 15),
     "by queue": (lambda: op.newest(queue="q1"), PRIMARY, 100),
     "blocked": (lambda: op.newest(status="blocked"), ACTIVE, 400),

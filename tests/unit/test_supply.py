@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,12 +11,18 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path += [str(TESTS / "supply"), str(TESTS / "matrix")]
+sys.path.append(str(TESTS / "supply"))
 
 import audit  # noqa: E402
 import licences  # noqa: E402
 import lock  # noqa: E402
-import run as matrix  # noqa: E402
+
+# By its file: other directories have a run.py as well.
+_FOUND = importlib.util.spec_from_file_location("matrix", TESTS / "matrix" / "run.py")
+assert _FOUND is not None
+assert _FOUND.loader is not None
+matrix = importlib.util.module_from_spec(_FOUND)
+_FOUND.loader.exec_module(matrix)
 
 CLEAN, BROKEN = {"name": "a", "version": "1", "vulns": []}, {"name": "b", "version": "1", "vulns": [{"id": "CVE-1"}]}
 SKIPPED = {"name": "c", "skip_reason": "not found"}
