@@ -7,6 +7,7 @@ version are named at the end of every run and beside every failure; a DSN's pass
 """
 
 import importlib
+import logging
 import os
 import re
 import secrets
@@ -37,6 +38,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="pgqueue_ref.core",
         help="the package under test, e.g. acme._jobs for a vendored copy (pgqueue_ref.core)",
     )
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    """What a program that a test ran in its own process did to the project's loggers ends with the test."""
+    yield
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.partition(".")[0] == "pgqueue_ref" and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,11 @@ def pooled(database: str) -> Iterator[str]:
 
 
 def test_workers_behind_a_transaction_pooler_lose_nothing(pooled, bench, launch) -> None:
-    bench.push("plain", 2000, payload=0.001)
     options = (*pooler.WORKER, "--max-concurrent-jobs", "50")
     workers = [launch(pooled, f"w{number}", *options) for number in range(3)]  # six connections over three
+    for worker in workers:
+        worker.started()
+    bench.push("plain", 2000, payload=0.001)
     until(lambda: bench.count("succeeded") == 2000, "all jobs run")
     for worker in workers:
         worker.signal(signal.SIGTERM)
