@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from measured import MEASURED
 
-from pgqueue_ref.capacity import measurement
+from pgqueue_ref.capacity import measurement, service
+from pgqueue_ref.extensions import events
 from pgqueue_ref.ops import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,3 +132,24 @@ def test_a_server_is_measured_planned_for_and_the_plan_run_for_real(
         assert set(figures) == {"wait_p95", "wait_p99", "utilisation", "connections"}
         assert figures["connections"]["within"], "three for each worker, whatever the machine does"
         assert all(item["low"] <= item["predicted"] <= item["high"] for item in run["figures"])
+
+
+@pytest.mark.parametrize("kind", [None, "mail"])
+def test_service_times_come_from_events_where_there_are_any_and_else_from_jobs(database: str, kind: str | None) -> None:
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute(
+            "INSERT INTO pgqueue_jobs (kind, status, started_at, finished_at, attempt)"
+            " SELECT 'mail', 'succeeded', now() - interval '3 s', now(), 1 FROM generate_series(1, 25)"
+        )
+        seen = service.of_jobs(db, kind)
+        assert (set(seen.times), seen.source.endswith("in pgqueue_jobs")) == ({3.0}, True)
+        db.execute(events.SCHEMA_SQL)
+        # Jobs that are long gone; each was claimed twice and ended the second time.
+        db.execute(
+            "INSERT INTO pgqueue_events (at, job_id, attempt, type, status, queue, kind)"
+            " SELECT now() - make_interval(secs => age), 1000 + n, attempt, type, 'running', 'default', 'mail'"
+            " FROM generate_series(1, 25) AS n, (VALUES (9, 1, 'claimed'), (6, 2, 'claimed'), (4, 2, 'succeeded'))"
+            " AS past (age, attempt, type)"
+        )
+        seen = service.of_jobs(db, kind)
+    assert (set(seen.times), seen.source.endswith("in pgqueue_events")) == ({2.0}, True)
