@@ -150,7 +150,8 @@ BEGIN
         )
         SELECT array_agg(DISTINCT job_id) INTO level FROM opened;
         WITH back AS (
-            UPDATE pgqueue_jobs AS job SET status = 'blocked', finished_at = NULL, delete_after = NULL
+            UPDATE pgqueue_jobs AS job
+            SET status = 'blocked', finished_at = NULL, delete_after = NULL, errors = trim_array(errors, 1)
             WHERE id = ANY (level) AND status = 'cancelled' AND starts_with(errors[cardinality(errors)], 'cancelled because job ')
               AND NOT EXISTS (SELECT FROM pgqueue_dependencies AS edge
                               WHERE edge.job_id = job.id AND edge.needs = 'success' AND edge.outcome <> 'succeeded')

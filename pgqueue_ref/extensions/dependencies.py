@@ -180,7 +180,8 @@ END $$;
 
 -- Jobs that had failed or were cancelled have been retried. They themselves wait for nothing that did not come true; what
 -- their end had cancelled is blocked again, unless another parent has failed as well, and so is what that had cancelled.
--- What only waits for an end, and still waits for another one, waits for theirs again.
+-- What only waits for an end, and still waits for another one, waits for theirs again. The reason goes with what it was for:
+-- whoever cancels such a job by hand afterwards leaves none, and is to have the last word.
 CREATE OR REPLACE FUNCTION pgqueue_dependencies_revive(retried bigint[]) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -200,7 +201,8 @@ BEGIN
         )
         SELECT array_agg(DISTINCT job_id) INTO level FROM opened;
         WITH back AS (
-            UPDATE pgqueue_jobs AS job SET status = 'blocked', finished_at = NULL, delete_after = NULL
+            UPDATE pgqueue_jobs AS job
+            SET status = 'blocked', finished_at = NULL, delete_after = NULL, errors = trim_array(errors, 1)
             WHERE id = ANY (level) AND status = 'cancelled' AND starts_with(errors[cardinality(errors)], 'cancelled because job ')
               AND NOT EXISTS (SELECT FROM pgqueue_dependencies AS edge
                               WHERE edge.job_id = job.id AND edge.needs = 'success' AND edge.outcome <> 'succeeded')

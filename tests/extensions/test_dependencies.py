@@ -6,18 +6,19 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from random import Random
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import IsolationLevel
-from psycopg.errors import CheckViolation, SerializationFailure
+from psycopg.errors import CheckViolation, DeadlockDetected, SerializationFailure
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 from waiting import until
 
 from pgqueue_ref import sqlalchemy
-from pgqueue_ref.core import InvalidJob, Job, JobNotFound, NewJob, Queue, QueueBusy, QueueError, Want
+from pgqueue_ref.core import Failure, InvalidJob, Job, JobNotFound, NewJob, Queue, QueueBusy, QueueError, Want
 from pgqueue_ref.extensions import dependencies, events, results
 from pgqueue_ref.extensions.dependencies import PUSH_BLOCKED, Dependent, Parent
 from pgqueue_ref.worker import Cancel, Kinds, Worker
@@ -312,6 +313,18 @@ def test_what_two_parents_failures_cancelled_is_taken_back_when_both_are_retried
     assert status(queue, child, end) == ["cancelled", "cancelled"]
     queue.retry(second)
     assert status(queue, child, end) == ["blocked", "blocked"]
+
+
+def test_what_was_taken_back_and_then_cancelled_by_hand_stays_cancelled(queue: Queue) -> None:
+    parent = push(queue)
+    child = push(queue, parent)
+    failed(queue, parent)
+    queue.retry(parent)
+    assert (status(queue, child), queue.get(child).errors) == (["blocked"], [])
+    queue.cancel(child)
+    failed(queue, parent)
+    queue.retry(parent)
+    assert status(queue, child) == ["cancelled"]
 
 
 def test_a_job_that_waits_for_ends_waits_for_the_new_end_of_a_parent_that_is_retried(queue: Queue) -> None:
@@ -786,6 +799,80 @@ def test_a_push_locks_running_parents_before_blocked_ones_as_an_end_does(
     pusher.connection.commit()
     assert status(queue, blocked, child) == ["pending", "blocked"]
     assert outcomes(queue, child) == [(blocked, None), (last, "succeeded")]
+
+
+# What would be wrong when nobody is at work: each finds edges that do not tell the truth.
+WRONG = {
+    "blocked, and waits for nothing": """
+        SELECT id FROM pgqueue_jobs WHERE status = 'blocked'
+        AND NOT EXISTS (SELECT FROM pgqueue_dependencies WHERE job_id = id AND outcome IS NULL)""",
+    "waits for what has ended": """
+        SELECT job_id FROM pgqueue_dependencies LEFT JOIN pgqueue_jobs ON id = parent_id
+        WHERE outcome IS NULL AND (status IN ('pending', 'running', 'blocked')) IS NOT TRUE""",
+    "waits no more for what has not ended": """
+        SELECT job_id FROM pgqueue_dependencies JOIN pgqueue_jobs AS parent ON parent.id = parent_id
+        JOIN pgqueue_jobs AS child ON child.id = job_id
+        WHERE outcome IS NOT NULL AND child.status = 'blocked'
+        AND parent.status IN ('pending', 'running', 'blocked')""",
+    "goes on though a parent has not ended as it needs": """
+        SELECT job_id FROM pgqueue_dependencies JOIN pgqueue_jobs ON id = job_id
+        WHERE status IN ('pending', 'running', 'succeeded') AND (outcome IS NULL
+            OR needs = 'success' AND outcome <> 'succeeded' OR needs = 'failure' AND outcome = 'succeeded')""",
+    "is cancelled though all its parents may still succeed": """
+        SELECT DISTINCT id FROM pgqueue_jobs JOIN pgqueue_dependencies AS edge ON job_id = id
+        WHERE status = 'cancelled' AND errors[cardinality(errors)] LIKE 'cancelled because job %' AND outcome IS NULL
+        AND NOT EXISTS (SELECT FROM pgqueue_dependencies AS other
+                        WHERE other.job_id = id AND other.needs = 'success' AND other.outcome <> 'succeeded')""",
+    "is gone": "SELECT job_id FROM pgqueue_dependencies LEFT JOIN pgqueue_jobs ON id = job_id WHERE id IS NULL",
+}
+
+
+def at_random(queue: Queue, random: Random) -> None:
+    """Something that somebody might do, to one of the newest jobs where it is about one."""
+    newest = max((job.id for job in queue.list_jobs(limit=1000)), default=1)
+    one = random.randint(max(1, newest - 25), newest)
+    what = random.randrange(12)
+    if what < 4:
+        parents = {random.randint(max(1, newest - 15), newest) for _ in range(random.randint(0, 3))}
+        known = [job.id for job in queue.list_jobs(limit=1000) if job.id in parents]
+        more: Any = {"on_failure": [NewJob("job")], "on_success": [NewJob("job")]} if random.random() < 0.2 else {}
+        push(queue, *known, on_parent_failure=random.choice(["cancel", "run"]), **more)
+    elif what < 8:
+        jobs = queue.claim([Want("job", random.choice([1, 3, 8]))], worker="w1")
+        if what < 6:
+            queue.complete_many(jobs, ttl=random.choice([0, 60]))
+        else:
+            queue.fail_many([Failure(job, "broken", final=random.random() < 0.7) for job in jobs])
+    elif what == 8:
+        queue.cancel(one, ttl=random.choice([0, 60]))
+    elif what == 9:
+        queue.retry(one)
+    elif what == 10:
+        queue.retry_many(limit=3)
+    else:
+        queue.cleanup()
+
+
+def test_whatever_four_do_at_once_the_edges_tell_the_truth_when_they_rest(
+    queue: Queue, extended: str, background: Background
+) -> None:
+    def work(seed: int) -> None:
+        random = Random(seed)
+        with Queue.connect(extended) as mine:
+            for _ in range(150):
+                try:
+                    at_random(mine, random)
+                except JobNotFound:
+                    pass
+                except QueueError as error:
+                    if not isinstance(error.__cause__, DeadlockDetected):  # which changes nothing
+                        raise
+
+    for worker in [background(work, seed) for seed in range(4)]:
+        worker.result()
+    assert {what: queue.connection.execute(sql).fetchall() for what, sql in WRONG.items()} == {
+        what: [] for what in WRONG
+    }
 
 
 def test_a_worker_that_sleeps_is_woken_for_what_is_freed(queue: Queue, extended: str) -> None:
