@@ -585,6 +585,8 @@ SELECT id, (SELECT min(id) FROM other) FROM other ORDER BY id OFFSET 1
 
 def pages(queue: Queue) -> int:
     """Of the table of dependencies and its indexes, touched so far."""
+    if queue.connection.info.server_version < 150_000:
+        pytest.skip("PostgreSQL 14 hands its statistics in when it likes")
     queue.connection.execute("SELECT pg_stat_force_next_flush()")
     queue.connection.execute("SELECT")
     ((pages,),) = queue.connection.execute("""
