@@ -76,7 +76,7 @@ def test_removing_asks_and_no_means_no(tables: None, cli: Cli, database: str) ->
         ("add x report", 1, "give cron, or every, or at"),
         ("add x report --cron noon", 1, "cron expression 'noon' is not understood"),
         ("add x report --cron '0 3 * * *' --timezone Mars", 1, "time zone 'Mars' is not known here"),
-        ("add x report --every 60 --payload {", 1, "--payload is not JSON"),
+        ("add x report --every 60 --payload {", 2, "--payload is not JSON"),
         ("add x report --at tomorrow", 2, "--at is a moment with a time zone"),
         ("add x report --every 60 --expires-at 2027-01-01T00:00", 2, "--expires-at is a moment with a time zone"),
         ("add x", 2, "KIND"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pgqueue_ref.core import ACTIVE, InvalidJob, JobNotFound, JobRow, Queue, run
+from pgqueue_ref.core import ACTIVE, JobNotFound, JobRow, Queue, run
 from pgqueue_ref.core import operations as core
 from pgqueue_ref.core.jobs import ellipsis
 
@@ -50,11 +50,11 @@ def push(
 
 
 def decode(payload: str) -> Any:
-    """What `--payload` holds."""
+    """What `--payload` holds. Raises `WrongUsage`."""
     try:
         return json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise InvalidJob(f"--payload is not JSON: {error}; write it like '{{\"photo\": 7}}'") from None
+        raise WrongUsage(f"--payload is not JSON: {error}; write it like '{{\"photo\": 7}}'") from None
 
 
 @command(CHANGE)
