@@ -8,7 +8,7 @@ COUNT = "SELECT count(*) FROM pgqueue_jobs WHERE queue = 'default' AND status IN
 
 
 class BackPressure(Scenario):
-    """More is offered than `max_in_flight` admits: the bound holds, refusals are fast, what was admitted goes on.
+    """More is offered than max_in_flight admits: the bound holds, refusals are fast, what was admitted goes on.
 
     The queue serves `slots * workers / service` jobs a second at most; `limit` of them may be in it. Three phases:
     load that fits, an overload of `factor`, and load that fits again, of which nothing should be refused.
