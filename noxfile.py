@@ -143,7 +143,7 @@ def load(session: nox.Session) -> None:
 @nox.session
 def peers(session: nox.Session) -> None:
     """This queue against procrastinate, pgqueuer, chancy and pgmq; options: --quick, --postgres SPEC,
-    --summary FILE, --write FILE (its section of docs/performance.md)."""
+    --summary FILE, --write FILE (the table as Markdown)."""
     install(session, "load")
     # Only here, in this session's own environment, and the newest of each.
     others = ("procrastinate", "pgqueuer[asyncpg,psycopg]", "chancy", "pgmq", "uvloop")
