@@ -106,7 +106,9 @@ class _Shards(Generic[C]):
         self._salts = {name: hashlib.blake2b(name.encode()).digest() for name in self._dsns}
         self._shard_key, self._max_in_flight = shard_key, max_in_flight
         self._connections: dict[str, C] = {}
-        self._connecting = defaultdict[str, asyncio.Lock](asyncio.Lock)  # of the asynchronous face
+        # Of the asynchronous face: a transaction on the shard's connection is one call's alone.
+        self._connecting = defaultdict[str, asyncio.Lock](asyncio.Lock)
+        self._turns = defaultdict[str, asyncio.Lock](asyncio.Lock)
 
     @property
     def names(self) -> list[str]:
@@ -137,7 +139,7 @@ class _Shards(Generic[C]):
 
 
 class ShardedQueue(_Shards[psycopg.Connection[Any]]):
-    """Pushes to several queues; `with` closes its connections.
+    """Pushes to several queues, from one thread; `with` closes its connections.
 
     `shard_key` maps a job to the text that decides its shard (default: its key). A key is unique per kind within its
     shard: where `shard_key` looks at something else, one key on two shards is two jobs. `max_in_flight` bounds the
@@ -193,7 +195,11 @@ class ShardedQueue(_Shards[psycopg.Connection[Any]]):
 
 
 class AsyncShardedQueue(_Shards[psycopg.AsyncConnection[Any]]):
-    """`ShardedQueue` for asyncio: the same methods, awaited; all shards are asked at once."""
+    """`ShardedQueue` for asyncio: the same methods, awaited; all shards are asked at once.
+
+    Many tasks may call it: those for one shard take turns on its connection. A transaction of yours on what `queue`
+    gives would have their pushes in it.
+    """
 
     async def __aenter__(self) -> AsyncShardedQueue:
         return self
@@ -231,11 +237,12 @@ class AsyncShardedQueue(_Shards[psycopg.AsyncConnection[Any]]):
         return _sort(dict(zip(self.names, await asyncio.gather(*asked), strict=True)))
 
     async def _run(self, name: str, operation: Operation[T]) -> T:
-        connection = (await self.queue(name)).connection
-        try:
-            return await run_async(connection, operation)
-        except DatabaseUnavailable as error:
-            raise ShardUnavailable(name, error) from error
+        async with self._turns[name]:
+            connection = (await self.queue(name)).connection
+            try:
+                return await run_async(connection, operation)
+            except DatabaseUnavailable as error:
+                raise ShardUnavailable(name, error) from error
 
     async def _try(self, name: str, operation: Operation[T]) -> T | QueueError:
         try:

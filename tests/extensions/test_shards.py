@@ -203,6 +203,20 @@ def test_the_asynchronous_face_keeps_the_same_promises(servers: dict[str, Any], 
     asyncio.run(scenario())
 
 
+def test_a_refused_push_takes_no_other_back_that_came_at_the_same_time(shards: list[Shard]) -> None:
+    async def scenario() -> None:
+        async with AsyncShardedQueue(shards[:1], max_in_flight=1) as queue:
+            await queue.push("mail", key="z", queue="full")
+            names = [f"k{number}" for number in range(20)]
+            asked = [queue.push("mail", key=name, queue="full" if name[-1] in "02468" else name) for name in names]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            assert {isinstance(answer, QueueBusy) for answer in answers[::2]} == {True}
+            rows = await (await queue.queue(shards[0].name)).list_jobs()
+            assert sorted(str(row.external_key) for row in rows) == sorted(["z", *names[1::2]])
+
+    asyncio.run(scenario())
+
+
 def test_a_shard_without_the_schema_is_named_with_its_advice(shards: list[Shard], empty_database: str) -> None:
     with ShardedQueue([shards[0], Shard("new", empty_database)]) as queue:
         with pytest.raises(ShardsFailed, match=r"shard 'new': queue schema is missing") as refused:
