@@ -192,11 +192,12 @@ class Timing(NamedTuple):
         return self.at if self.every is None and self.cron is None else self.following(self.at, now)
 
     def following(self, last: datetime | None, now: datetime) -> datetime | None:
-        """The first firing after now. Intervals are counted from `last`: a late firing shifts none after it."""
+        """The first firing after now, given the last one, or one that is still to come. Intervals are counted from it:
+        a late firing shifts none after it."""
         if self.cron is not None:
             return cron_after(self.cron, self.timezone, now)
         if self.every is None:
-            return None
+            return last if last is not None and last > now else None
         step = timedelta(seconds=self.every)
         if last is None:
             return now + step
@@ -349,7 +350,7 @@ def add(
         if schedule.timing != timing:
             next_at = timing.first(now)
         else:
-            next_at = schedule.next_at or timing.following(schedule.last_at, now)
+            next_at = schedule.next_at or timing.following(schedule.last_at or timing.at, now)
         rows = yield Statement(CHANGE, params | {"next_at": _within(next_at, schedule.runs, max_runs, expires_at)})
         return Added(_schedule(rows[0]), created=False)
 

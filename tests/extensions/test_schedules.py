@@ -198,6 +198,21 @@ def test_what_falls_into_a_pause_is_dropped(queue: Queue, clock: Clock) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("every", [None, 3600.0])
+def test_a_schedule_whose_expiry_is_put_off_fires_when_it_was_to(
+    queue: Queue, clock: Clock, every: float | None
+) -> None:
+    day = timedelta(days=1)
+    too_early = queue.run(schedules.add("s", "report", every=every, at=NEW_YEAR + 2 * day, expires_at=NEW_YEAR + day))
+    assert too_early.schedule.state == "finished"
+    added = queue.run(schedules.add("s", "report", every=every, at=NEW_YEAR + 2 * day, expires_at=NEW_YEAR + 9 * day))
+    assert (added.schedule.state, added.schedule.next_at) == ("active", NEW_YEAR + 2 * day)
+    clock.freeze(NEW_YEAR + 2 * day)
+    assert len(fired(queue)) == 1
+    again = queue.run(schedules.add("s", "report", every=every, at=NEW_YEAR + 2 * day, expires_at=NEW_YEAR + 9 * day))
+    assert again.schedule.next_at == (None if every is None else NEW_YEAR + 2 * day + timedelta(hours=1))
+
+
 def test_max_runs_and_expires_at_end_a_schedule(queue: Queue, clock: Clock) -> None:
     end = NEW_YEAR + timedelta(hours=2)
     queue.run(schedules.add("twice", "report", every=3600, max_runs=2))
