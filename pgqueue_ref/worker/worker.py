@@ -297,7 +297,10 @@ class Worker:
     async def _look(self, *, ask: bool = False) -> float:
         """Claim once; when it is time, ask for chores in the same transaction. Returns seconds until the next."""
         began = time.monotonic()
-        full = began >= self._full_look_at
+        # Not before the last one has been round, or with far more places than slots none would ever end.
+        full = began >= self._full_look_at and not any(
+            place in self._open and self._free(self.kinds[place[1]]) for place in self._unseen
+        )
         if full:
             self._open, self._unseen, self._shallow = self._places(), self._places(), False
         wants = self._wants()
