@@ -37,8 +37,8 @@ TURN_SECONDS = 300.0  # how long to wait for another deployment
 SESSION = "SET lock_timeout = '2s'; SET statement_timeout = 0; SET default_transaction_isolation = 'read committed'"
 
 
-if SCHEMA and len(os.fsencode(SCHEMA)) > 63:  # PostgreSQL would cut it, and two names could become one
-    raise CommandError("PGQUEUE_SCHEMA is longer than the 63 bytes of a PostgreSQL name: choose a shorter one")
+if SCHEMA and len(os.fsencode(SCHEMA)) > 55:  # as core/connect.py says
+    raise CommandError("PGQUEUE_SCHEMA is longer than 55 bytes: choose a shorter name")
 
 
 def quoted(name: str) -> str:

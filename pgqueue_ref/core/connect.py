@@ -19,6 +19,7 @@ from psycopg.sql import SQL, Identifier
 from .errors import InvalidJob, QueueError, translate
 from .jobs import text, whole
 
+MAX_SCHEMA: Final = 55  # bytes: with `pgqueue:` before it it names a channel, which has at most 63
 SCHEMA_SQL: Final = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
 # A hung server or a cut cable must become an error: 10 s to connect, 60 s to notice a dead peer.
 PATIENCE: Final = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
@@ -48,7 +49,7 @@ def conninfo(
     schema = schema if schema is not None else os.environ.get("PGQUEUE_SCHEMA", "")
     parts = [str(given.get("options") or ""), options]
     if schema:
-        quoted = '"' + text(schema, "schema", 63).replace('"', '""') + '"'
+        quoted = '"' + text(schema, "schema", MAX_SCHEMA).replace('"', '""') + '"'
         parts.append("-c search_path=" + re.sub(r"([\s\\])", r"\\\1", quoted))
     if timeout := _timeout(statement_timeout_ms):
         parts.append(f"-c statement_timeout={timeout}")
@@ -103,6 +104,7 @@ def install(connection: psycopg.Connection[Any], schema: str = "") -> None:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('pgqueue:install', 0))")
             if schema:
+                text(schema, "schema", MAX_SCHEMA)
                 connection.execute(SQL("CREATE SCHEMA IF NOT EXISTS {}").format(Identifier(schema)))
                 connection.execute(SQL("SET LOCAL search_path TO {}").format(Identifier(schema)))
             connection.execute(SCHEMA_SQL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import MAXYEAR, MINYEAR, datetime, timedelta
 from typing import Any, NamedTuple, TypedDict
 
 from .errors import InvalidJob
@@ -78,9 +78,11 @@ def encode(value: Json, name: str) -> str:
         encoded = _encode(value)
         if not encoded.isascii():
             encoded.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidJob(f"{name} is not JSON: {str(error).splitlines()[0][:200]}") from error
-    if encoded.count("[") + encoded.count("{") > MAX_DEPTH and depth(value) > MAX_DEPTH:
+        deep = encoded.count("[") + encoded.count("{") > MAX_DEPTH and depth(value) > MAX_DEPTH
+    except Exception as error:  # a value's own methods may raise anything
+        words = str(error).splitlines() or [type(error).__name__]
+        raise InvalidJob(f"{name} is not JSON: {words[0][:200]}") from error
+    if deep:
         raise InvalidJob(
             f"{name} is nested more than {MAX_DEPTH} deep, which a worker may not be able to read; flatten it"
         )
@@ -91,9 +93,12 @@ def encode(value: Json, name: str) -> str:
 
 
 def moment(value: datetime | None, name: str) -> datetime | None:
-    """A moment with a time zone; a naive one would mean something else on each machine."""
+    """A moment with a time zone; a naive one would mean something else on each machine. Not in Python's first and last
+    year: a session's time zone may move it out of what Python can read, and the claim would break on it."""
     if value is not None and (not isinstance(value, datetime) or value.utcoffset() is None):
         raise InvalidJob(f"{name} must be a datetime with a time zone, not {ellipsis(value)}")
+    if value is not None and not MINYEAR < value.year < MAXYEAR:
+        raise InvalidJob(f"{name} must lie in the years {MINYEAR + 1} to {MAXYEAR - 1}, not {ellipsis(value)}")
     return value
 
 

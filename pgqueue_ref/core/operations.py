@@ -76,6 +76,8 @@ class Failure(NamedTuple):
 
 # -- push ------------------------------------------------------------------------------------------------------
 
+ROUNDS = 100  # a key that is met and gone so often was never there
+
 
 def push(
     kind: str, payload: Json = None, *, max_in_flight: int | None = None, **options: Unpack[PushOptions]
@@ -89,16 +91,13 @@ def push(
     if max_in_flight is not None:
         return (yield from push_many([job], max_in_flight=max_in_flight))[0]
     row = dict(zip(_PARAMETERS, _values(job), strict=True))
-    while True:
-        rows = yield Statement(sql.PUSH, row)
-        if rows:
-            return Pushed(rows[0][0], created=True)
-        if job.key is None:
-            raise QueueError("the server inserted nothing: a trigger on pgqueue_jobs suppresses the row")
-        rows = yield Statement(sql.FIND_KEYS, {"kind": [job.kind], "key": [job.key]})
-        if rows:
-            return Pushed(rows[0][0], created=False)
-        # The row went between the two statements (completed with TTL 0, or cleaned up): the key is free again.
+    rows = yield Statement(sql.PUSH, row)
+    if rows:
+        return Pushed(rows[0][0], created=True)
+    first = {} if job.key is None else {(job.kind, job.key): 0}
+    existing = yield from _existing([job], first, [0])
+    # None: the row went between the two statements (completed with TTL 0, or cleaned up), and the key is free again.
+    return (existing or (yield from _insert([job], first, [0])))[0]
 
 
 def push_many(jobs: Iterable[NewJob], *, max_in_flight: int | None = None) -> Operation[list[Pushed]]:
@@ -136,16 +135,19 @@ def push_many(jobs: Iterable[NewJob], *, max_in_flight: int | None = None) -> Op
 def _insert(given: list[NewJob], first: dict[tuple[str, str], int], chunk: list[int]) -> Operation[dict[int, Pushed]]:
     """Insert one chunk; jobs whose keys exist get the ids of their rows."""
     answers: dict[int, Pushed] = {}
-    while chunk:
+    for _ in range(ROUNDS):
         rows = yield Statement(sql.PUSH_MANY, _columns([given[index] for index in chunk]))
         keyless = (index for index in chunk if given[index].key is None)
         for id_, kind, key in rows:
             answers[next(keyless) if key is None else first[kind, key]] = Pushed(id_, created=True)
         chunk = [index for index in chunk if index not in answers]
-        if chunk:
-            answers |= yield from _existing(given, first, chunk)
-            chunk = [index for index in chunk if index not in answers]  # gone in between: their keys are free again
-    return answers
+        if any(given[index].key is None for index in chunk):
+            break
+        answers |= yield from _existing(given, first, chunk)
+        chunk = [index for index in chunk if index not in answers]  # gone in between: their keys are free again
+        if not chunk:
+            return answers
+    raise QueueError("the server inserted nothing: a trigger on pgqueue_jobs suppresses the row")
 
 
 def _existing(given: list[NewJob], first: dict[tuple[str, str], int], todo: list[int]) -> Operation[dict[int, Pushed]]:

@@ -53,12 +53,12 @@ CROSS JOIN LATERAL (SELECT id FROM pgqueue_jobs WHERE kind = wanted.kind AND ext
 
 # -- back-pressure ---------------------------------------------------------------------------------------------
 
-# The bound is exact because its pushers take turns: one lock for each bounded queue and schema, held to the end of the
+# The bound is exact because its pushers take turns: one lock for each bounded queue and table, held to the end of the
 # transaction. The count is a statement of its own, because in the lock's statement it would see the snapshot taken
 # before the wait; above READ COMMITTED every statement would, hence the isolation level in the answer. Rejected: a
 # counter row (each claim and completion would update it too), SERIALIZABLE (retries for every caller).
 LOCK_QUEUE = """
-SELECT pg_advisory_xact_lock(hashtextextended('pgqueue:' || current_schema() || ':' || %(queue)s::text, 0)),
+SELECT pg_advisory_xact_lock(hashtextextended('pgqueue:' || 'pgqueue_jobs'::regclass::oid || ':' || %(queue)s::text, 0)),
        current_setting('transaction_isolation')
 """
 
@@ -83,7 +83,8 @@ SELECT (SELECT count(*) FROM (SELECT FROM pgqueue_jobs WHERE queue = %(queue)s A
 # Locks: SKIP LOCKED, so it waits for nobody. MATERIALIZED: or the planner may run the pick twice and lock twice as many.
 # `after` starts the walk behind a position instead of at the head, where entries of finished jobs pile up as long as a
 # long transaction keeps vacuum from removing them. Sent again after a lost answer it claims other jobs; the first
-# ones come back when their lease runs out.
+# ones come back when their lease runs out. run_at is lifted into what Python can read: another hand may have written
+# -infinity, and a claim that is committed and cannot be read spends the attempts of all that it took.
 CLAIM = """
 WITH picked AS MATERIALIZED (
     SELECT ready.id
@@ -124,8 +125,8 @@ SET status = 'running', attempt = attempt + 1, lease_token = lease_token + 1, wo
         SELECT want.most FROM unnest(%(queues)s::text[], %(kinds)s::text[], %(max_attempts)s::int[]) AS want (queue, kind, most)
         WHERE want.queue = pgqueue_jobs.queue AND want.kind = pgqueue_jobs.kind LIMIT 1))
 WHERE id = ANY (ARRAY(SELECT id FROM picked))
-RETURNING id, queue, kind, external_key, priority, attempt, max_attempts, run_at, created_at, lease_token,
-          payload::text, metadata::text
+RETURNING id, queue, kind, external_key, priority, attempt, max_attempts, greatest(run_at, '0002-01-01Z'), created_at,
+          lease_token, payload::text, metadata::text
 """
 
 # -- the end of an attempt -------------------------------------------------------------------------------------

@@ -223,11 +223,14 @@ def newest(
     """Events of all jobs, newest first; pass the `Place` of a page's last one as `before` to get the next."""
     if type not in (None, *TYPES):
         raise InvalidJob(f"type must be one of {', '.join(TYPES)}, not {ellipsis(type)}")
+    if before is not None:
+        moment(before.at, "before")
+        whole(before.id, "before", most=MAX_ID)
     start = before or Place(LAST, MAX_ID)
     params = {
         "type": type, "job_id": None if job_id is None else whole(job_id, "job_id", most=MAX_ID),
         "since": moment(since, "since") or FIRST, "until": moment(until, "until") or LAST,
-        "at": moment(start.at, "before"), "id": whole(start.id, "before", most=MAX_ID), "limit": whole(limit, "limit"),
+        "at": start.at, "id": start.id, "limit": whole(limit, "limit"),
     }  # fmt: skip
     return [Event._make(row) for row in (yield Statement(NEWEST, params))]
 

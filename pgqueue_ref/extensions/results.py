@@ -71,7 +71,7 @@ CREATE INDEX IF NOT EXISTS pgqueue_results_cleanup ON pgqueue_results (delete_af
 """
 
 # The number of a job whose result somebody waits for: an advisory lock, and part of a channel's name.
-_NUMBER = "hashtextextended('pgqueue:result:' || current_schema() || ':' || {id}, 0)"
+_NUMBER = "hashtextextended('pgqueue:result:' || 'pgqueue_results'::regclass::oid || ':' || {id}, 0)"
 
 # Around core.sql's COMPLETE_DELETE or COMPLETE_KEEP, whose answers are the attempts that were still held. IS TRUE keeps
 # the IN a hashed subplan; as a join of two small estimates it would loop over all pairs (see core.sql, _MATCH). A job

@@ -23,9 +23,13 @@ from pgqueue_ref.core import connect_async, translate
 
 from .link import answered
 
+# The schema that the table is in, which is not always the first of the search_path.
+_SCHEMA = """(SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+              WHERE pg_class.oid = 'pgqueue_jobs'::regclass)"""
+CHANNEL = f"SELECT 'pgqueue:' || {_SCHEMA}"
 # The key is the trigger's (core/schema.sql).
-LIE_DOWN = """
-SELECT pg_advisory_lock_shared(hashtextextended('pgqueue:asleep:' || current_schema() || ':' || queue, 0))
+LIE_DOWN = f"""
+SELECT pg_advisory_lock_shared(hashtextextended('pgqueue:asleep:' || {_SCHEMA} || ':' || queue, 0))
 FROM unnest(%s::text[]) AS queue
 """
 GET_UP = "SELECT pg_advisory_unlock_all()"
@@ -58,7 +62,7 @@ class Bell:
             async with connection:
                 self.held = True
                 with answered(connection, self._patience):
-                    row = await (await connection.execute("SELECT 'pgqueue:' || current_schema()")).fetchone()
+                    row = await (await connection.execute(CHANNEL)).fetchone()
                     await connection.execute(SQL("LISTEN {}").format(Identifier(str(row and row[0]))))
                 connected()
                 while True:

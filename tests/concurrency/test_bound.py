@@ -142,6 +142,19 @@ def test_pushers_of_other_queues_and_unbounded_ones_do_not_wait(core, connect, d
     assert core.Queue(other).push("mail").created
 
 
+def test_the_bound_belongs_to_the_table_whatever_else_is_in_the_search_path(
+    core, connect, db, background, wait_for_block
+):
+    db.execute("CREATE SCHEMA elsewhere")
+    first, second = connect(autocommit=False), connect(options="-c search_path=elsewhere,public")
+    core.Queue(first, max_in_flight=1).push("mail")
+    waiting = background(core.Queue(second, max_in_flight=1).push, "mail")
+    wait_for_block(second, first, "advisory")
+    first.commit()
+    with pytest.raises(core.QueueBusy):
+        waiting.result()
+
+
 def test_schemas_have_bounds_of_their_own(core, connect, db):
     db.execute("CREATE SCHEMA staging")
     staging = "-c search_path=staging"

@@ -9,9 +9,23 @@ from types import SimpleNamespace
 import pytest
 
 NAN, INFINITE, HUGE = float("nan"), float("inf"), "x" * 10_000_000
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001 - the point
 AWARE = datetime(2030, 1, 1, tzinfo=UTC)
 ATTEMPT = SimpleNamespace(id=1, lease_token=1)
+
+
+class Lazy(dict):
+    """Its session is closed."""
+
+    def __init__(self, *words):
+        super().__init__(a=1)
+        self.words = words
+
+    def items(self):
+        raise KeyError(*self.words)
+
+
 CIRCLE: list = []
 CIRCLE.append(CIRCLE)
 DEEP: list = []
@@ -23,15 +37,15 @@ KEYS = ["", "a\0b", "lone \udfff", HUGE, "k" * 1025, "é" * 513, 5, b"bytes"]
 SECONDS = [-1, -0.001, NAN, INFINITE, -INFINITE, 1e15, "5", timedelta(seconds=-1), timedelta(days=99_999_999)]
 COUNTS = [0, -1, 1.5, "3", True, None, 2**31]
 PAYLOADS = [object(), {1, 2}, b"bytes", NAN, [INFINITE], {"a": {"b": NAN}}, "NUL \0", {"NUL \0": 1}, ["\\\0"],
-            "lone \ud800", {"\udfff": 1}, CIRCLE, DEEP, 10**5000, AWARE]  # fmt: skip
+            "lone \ud800", {"\udfff": 1}, CIRCLE, DEEP, 10**5000, AWARE, Lazy("closed"), Lazy()]  # fmt: skip
 JOB = (
     [("kind", {"kind": value}) for value in NAMES]
     + [("queue", {"queue": value}) for value in NAMES]
     + [("key", {"key": value}) for value in KEYS]
     + [("delay", {"delay": value}) for value in SECONDS]
     + [("delay or run_at", {"delay": 5, "run_at": AWARE})]
-    + [("run_at", {"run_at": value}) for value in (NAIVE, "2030-01-01", 5, date(2030, 1, 1))]
-    + [("expires_at", {"expires_at": value}) for value in (NAIVE, "tomorrow", 5)]
+    + [("run_at", {"run_at": value}) for value in (NAIVE, "2030-01-01", 5, date(2030, 1, 1), FIRST, LAST)]
+    + [("expires_at", {"expires_at": value}) for value in (NAIVE, "tomorrow", 5, FIRST, LAST)]
     + [("priority", {"priority": value}) for value in (1.5, "1", True, None, 2**31, -(2**31) - 1)]
     + [("max_attempts", {"max_attempts": value}) for value in COUNTS if value is not None]
     + [("metadata", {"metadata": value}) for value in ([1], "text", {"a": NAN}, {"a": "\0"}, {"a": object()})]

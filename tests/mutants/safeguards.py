@@ -68,8 +68,8 @@ SAFEGUARDS = (
     Safeguard(
         "bounded pushers take turns",
         "sql.py",
-        "SELECT pg_advisory_xact_lock(hashtextextended('pgqueue:' || current_schema() || ':' || %(queue)s::text, 0)),",
-        "SELECT hashtextextended('pgqueue:' || current_schema() || ':' || %(queue)s::text, 0),",
+        "SELECT pg_advisory_xact_lock(hashtextextended('pgqueue:'",
+        "SELECT (hashtextextended('pgqueue:'",
         ("concurrency/test_bound.py",),
     ),
     Safeguard(

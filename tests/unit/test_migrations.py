@@ -264,7 +264,7 @@ def test_the_revisions_need_no_pgqueue_ref(empty_database: str, expected: list[t
 def test_a_schema_name_that_postgresql_would_cut_is_refused(empty_database: str) -> None:
     refused = attempt(empty_database, "upgrade", "head", schema="x" * 64)
     assert refused.returncode != 0
-    assert "longer than the 63 bytes" in refused.stdout
+    assert "longer than 55 bytes" in refused.stdout
     assert everything(empty_database) == []
 
 
