@@ -119,7 +119,7 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = 'loadtest snapshot' AND state = 'idle in transaction'
   AND backend_xmin IS NOT NULL  -- from its first statement on, not from BEGIN
 """
-SMALL = "clean=1", "pinned=3", "recovery=2", "history=20000", "rate=30", "producers=4", "vacuum_every=0.5"
+SMALL = "clean=1", "pinned=3", "recovery=6", "history=20000", "rate=30", "producers=4", "vacuum_every=0.5"
 
 
 @pytest.fixture
