@@ -75,7 +75,7 @@ ON CONFLICT (job_id, attempt) DO UPDATE SET runs = e.runs + excluded.runs
 
 # One statement, so one snapshot: a job whose completion is visible has its effect visible too.
 # An effect counts for a push only if id, key and kind agree; otherwise it is unexpected, and the push may
-# be lost.
+# be lost. A job that is still active and that no producer recorded is undrained too: no other figure has it.
 RECONCILE = """
 WITH effects AS (
     SELECT job_id, key, kind, sum(runs) AS runs, min(attempt) AS first_attempt
@@ -104,7 +104,9 @@ SELECT count(pushed_key), (SELECT coalesce(sum(runs), 0) FROM loadtest_effects),
        coalesce(sum(runs - 1) FILTER (WHERE duplicated), 0),
        count(*) FILTER (WHERE pushed_key IS NOT NULL AND first_attempt > 1),
        count(*) FILTER (WHERE failed),
-       count(*) FILTER (WHERE undrained),
+       count(*) FILTER (WHERE undrained)
+           + (SELECT count(*) FROM pgqueue_jobs q WHERE q.status IN ('pending', 'blocked', 'running')
+              AND NOT EXISTS (SELECT FROM loadtest_pushed p WHERE p.job_id = q.id AND p.key = q.external_key)),
        coalesce((array_agg(pushed_key ORDER BY pushed_key) FILTER (WHERE lost))[:10], '{}'),
        coalesce((array_agg(format('job %s, key %s, kind %s', any_id, coalesce(effect_key, 'none'),
                                   effect_kind) ORDER BY any_id) FILTER (WHERE unexpected))[:10], '{}'),
@@ -167,7 +169,8 @@ class Ledger:
 
     lost: committed by a producer, no effect, and no longer in the queue. unexpected: an effect that no
     producer committed. duplicated: runs beyond the first of a job. recovered: jobs whose first effect came
-    from a later attempt. failed: ended failed or cancelled. undrained: still in the queue, so not judged yet.
+    from a later attempt. failed: ended failed or cancelled. undrained: still in the queue, so not judged yet,
+    whoever pushed it.
     """
 
     pushed: int

@@ -64,8 +64,8 @@ FROM pgqueue_jobs
 TWICE = "SELECT count(*) FROM loadtest_effects WHERE runs > 1"
 
 
-def judge(connection: psycopg.Connection[Any], jobs: int, faults: Sequence[Injected]) -> list[Figure]:
-    """The verdict on a drained queue into which `jobs` jobs were pushed."""
+def judge(connection: psycopg.Connection[Any], jobs: int, faults: Sequence[Injected], *, drained: bool) -> list[Figure]:
+    """The verdict on a queue into which `jobs` jobs were pushed; `drained`: the wait for the last was not given up."""
     found = ledger.reconcile(connection)
     hits = [(victim, fault.began, fault.ended + AFTERMATH) for fault in faults for victim in fault.victims]
     columns = [list(column) for column in zip(*hits, strict=True)] if hits else [[], [], []]
@@ -75,6 +75,7 @@ def judge(connection: psycopg.Connection[Any], jobs: int, faults: Sequence[Injec
         exactly("completed", found.completed, jobs, "jobs"),
         exactly("lost", found.lost, 0, "jobs"),
         exactly("unexpected", found.unexpected, 0, "effects"),
+        exactly("not drained", int(not drained), 0, "times"),
         exactly("still in the queue", found.undrained, 0, "jobs"),
         exactly("ended failed or cancelled", found.failed, 0, "jobs"),
         Figure("ran again although they had run", found.duplicated, "runs", "", ok=True),

@@ -94,7 +94,7 @@ class Run:
         # Workers that were hit a moment ago may have to end before they can be asked: not before all is drained.
         self._troubles += self._fleet.stop() if drained else []
         with psycopg.connect(self._fleet.dsn) as connection:
-            verdict = judge(connection, self._jobs, self._faults)
+            verdict = judge(connection, self._jobs, self._faults, drained=drained)
         for trouble in self._troubles:
             print(f"trouble: {trouble}", flush=True)
         troubles = exactly("workers that ended unasked, or not when asked", len(self._troubles), 0, "workers")

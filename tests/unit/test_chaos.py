@@ -53,12 +53,12 @@ KILL = Injected("kill-worker", 11.5, 12.0, ["pid-1"])
 
 
 def wrong(run: psycopg.Connection[Any], *faults: Injected) -> list[str]:
-    return [figure.name for figure in judge(run, 4, faults) if not figure.ok]
+    return [figure.name for figure in judge(run, 4, faults, drained=True) if not figure.ok]
 
 
 def test_a_run_in_which_a_fault_explains_what_ran_twice_is_right(run) -> None:
     assert wrong(run, KILL) == []
-    figures = {figure.name: figure.value for figure in judge(run, 4, [KILL])}
+    figures = {figure.name: figure.value for figure in judge(run, 4, [KILL], drained=True)}
     assert [figures[name] for name in ("attempts", "whose lease ran out", "ran again although they had run")] == [
         6,
         2,
@@ -102,6 +102,10 @@ def test_each_wrong_is_found(run, damage, found) -> None:
 def test_a_run_in_which_no_fault_cost_an_attempt_proves_nothing(run) -> None:
     run.execute("UPDATE pgqueue_jobs SET errors = ARRAY['no'] WHERE attempt = 2")
     assert wrong(run, KILL) == ["whose lease ran out"]
+
+
+def test_a_drain_that_was_given_up_is_found(run) -> None:
+    assert [figure.name for figure in judge(run, 4, [KILL], drained=False) if not figure.ok] == ["not drained"]
 
 
 def test_a_fault_that_never_came_is_named() -> None:

@@ -81,6 +81,15 @@ def test_a_job_still_in_the_queue_is_undrained_and_not_lost(connection: Connecti
     assert (found.lost, found.undrained) == (0, 1)
 
 
+@pytest.mark.parametrize("status", ["pending", "blocked", "running"])
+def test_a_job_in_the_queue_that_no_producer_recorded_leaves_the_ledger_open(
+    connection: Connection, status: str
+) -> None:
+    enqueue(connection, "ghost", status)
+    connection.execute("INSERT INTO pgqueue_jobs (kind, status) VALUES ('mail', %s)", (status,))
+    assert ledger.reconcile(connection).undrained == 2
+
+
 def test_a_job_still_running_after_its_effect_leaves_the_ledger_open(connection: Connection, database: str) -> None:
     run(database, [(push(connection, "k", "running"), 1, "k")])
     found = ledger.reconcile(connection)
