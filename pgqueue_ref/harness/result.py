@@ -7,6 +7,7 @@ and people.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # run.py imports this module
     from pgqueue_ref.harness.run import Settings
 
 SCHEMA_VERSION = 2
+GAP = 10.0  # seconds without a sample that a growth can be told over, or a tenth of the load if that is longer
 
 
 @dataclass(slots=True)
@@ -111,7 +113,7 @@ def build_result(measured: Measured) -> dict[str, Any]:
         },
         "backlog": {
             "samples": len(samples),
-            "growth_ratio": _growth_ratio(measured),
+            "growth_ratio": growth_ratio(measured),
             "max_pending": max((row["pending"] for row in samples), default=None),
             "drain_seconds": round(measured.drained_at - measured.arrivals_ended, 3),
         },
@@ -236,10 +238,16 @@ def _arrivals(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _growth_ratio(measured: Measured) -> float | None:
-    """How fast the pending jobs grew while load came, as a share of the rate at which it came."""
+def growth_ratio(measured: Measured) -> float | None:
+    """How fast the pending jobs grew while load came, as a share of the rate at which it came.
+
+    None where it is not known, as with a gap in the samples in which the jobs may have done anything.
+    """
     first, last = measured.loaded
     points = [(row["t"], row["pending"]) for row in measured.samples if first <= row["t"] <= last]
+    moments = [first, *(t for t, _ in points), last]
+    if max(after - before for before, after in itertools.pairwise(moments)) > max(GAP, (last - first) / 10):
+        return None
     rate = _rate(len(measured.offered), last - first)
     slope = growth(points)
     return slope / rate if slope is not None and rate else None

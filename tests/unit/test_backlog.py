@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pgqueue_ref.harness.backlog import emptied, growth, level_at, time_to_drain, waiting
+from pgqueue_ref.harness.result import Measured, growth_ratio
+from pgqueue_ref.harness.traces import Arrival
 
 
 def test_jobs_wait_from_when_they_came_until_they_started() -> None:
@@ -70,3 +74,23 @@ def test_growth_is_the_slope_of_the_line_through_the_levels() -> None:
 def test_growth_of_fewer_than_ten_points_or_of_one_moment_is_not_known() -> None:
     assert growth([(t, float(t)) for t in range(9)]) is None
     assert growth([(1.0, float(n)) for n in range(20)]) is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "ratio"),
+    [
+        (range(600), 0.5),
+        ([t for t in range(600) if not 100 <= t < 150], 0.5),
+        ([t for t in range(600) if not 100 <= t < 170], None),
+        (range(35), None),  # then the sampler died
+        (range(70, 600), None),
+        ((), None),
+    ],
+)
+def test_the_growth_of_a_run_is_not_known_where_a_tenth_of_its_samples_is_missing(seen: Any, ratio: Any) -> None:
+    settings: Any = SimpleNamespace(scenario=SimpleNamespace(window=1.0))
+    sampler: Any = SimpleNamespace(samples=[{"t": float(t), "pending": 5 * t} for t in seen])
+    measured = Measured("r", settings, sampler=sampler)
+    measured.offered = [(n / 10, Arrival(n / 10, 0.1, "job")) for n in range(6000)]
+    found = growth_ratio(measured)
+    assert found == (ratio and pytest.approx(ratio, rel=0.01))
