@@ -23,7 +23,7 @@ from pgqueue_ref.harness.generator import LATENCIES, Tally
 from pgqueue_ref.harness.latency import Latencies
 from pgqueue_ref.harness.ledger import DatabaseClock, Ledger
 from pgqueue_ref.harness.sampler import Sampler
-from pgqueue_ref.harness.slo import Check, Verdict
+from pgqueue_ref.harness.slo import Check, Verdict, exit_figure
 from pgqueue_ref.harness.traces import Arrival
 
 if TYPE_CHECKING:  # run.py imports this module
@@ -197,7 +197,7 @@ def build_manifest(measured: Measured) -> dict[str, Any]:
 
 
 def summary(result: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The short form that tools collect: the server, and each objective as a figure."""
+    """The short form that tools collect: the server; how the run ended and each objective as figures."""
     settings = facts["server"]["settings"]
     return {
         "server": {
@@ -207,15 +207,18 @@ def summary(result: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, An
             "synchronous_commit": settings.get("synchronous_commit"),
         },
         "figures": [
-            {
-                "name": f"{result['scenario']}.{check['metric']}",
-                "value": check["value"],
-                "unit": check["unit"],
-                "bound": check["bound"],
-                "ok": check["ok"],
-            }
-            for check in result["slo"]
-            if not check["skipped"]
+            exit_figure(result["scenario"], result["verdict"]["exit_code"]),
+            *(
+                {
+                    "name": f"{result['scenario']}.{check['metric']}",
+                    "value": check["value"],
+                    "unit": check["unit"],
+                    "bound": check["bound"],
+                    "ok": check["ok"],
+                }
+                for check in result["slo"]
+                if not check["skipped"]
+            ),
         ],
     }
 

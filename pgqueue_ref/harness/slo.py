@@ -109,6 +109,11 @@ ALWAYS = (
 )
 
 
+def exit_figure(scenario: str, code: int) -> dict[str, Any]:
+    """How a run ended, as a figure of its summary: failed requests and incidents are in no other."""
+    return {"name": f"{scenario}.exit_code", "value": code, "unit": "", "bound": "= 0", "ok": code == Exit.PASS}
+
+
 def load(path: str | os.PathLike[str], scenario: str) -> list[Objective]:
     """The objectives of one scenario. Raises `SloError`."""
     file = Path(path)

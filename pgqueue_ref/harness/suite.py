@@ -13,12 +13,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pgqueue_ref.harness import index
-from pgqueue_ref.harness.slo import SEVERITY, Exit
+from pgqueue_ref.harness.slo import SEVERITY, Exit, exit_figure
 
 SCENARIOS = Path("loadtests/scenarios")
 LOCUST = (sys.executable, "-m", "locust", "-f", "loadtests", "--headless", "--only-summary", "--loglevel", "WARNING")
@@ -79,7 +79,7 @@ def _run_all(runs: Path, summary: Path | None, options: Sequence[str]) -> int:
         _say(f"{'PASS' if end.code == 0 else 'FAIL':4}  {name:<20} exit {end.code}")
     _say(f"index: {page}")
     if summary is not None:
-        _merge(summary, [_figures(directory, name) for name in names])
+        _merge(summary, directory, {name: end.code for name, end in ended.items()})
     return worst(end.code for end in ended.values())
 
 
@@ -98,10 +98,16 @@ def _directories(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.is_dir())
 
 
-def _merge(summary: Path, parts: Sequence[Path]) -> None:
-    """One summary of all; a scenario without one has no figure to show, and its exit code says so."""
-    read = [json.loads(part.read_text(encoding="utf-8")) for part in parts if part.exists()]
-    merged = {"server": read[0]["server"] if read else None, "figures": [f for part in read for f in part["figures"]]}
+def _merge(summary: Path, directory: Path, codes: Mapping[str, int]) -> None:
+    """One summary of all; a scenario without one has its exit code for its only figure."""
+    server, figures = None, []
+    for name, code in codes.items():
+        figures.append(exit_figure(name, code))  # its process's own: it may have ended otherwise than its run
+        if (part := _figures(directory, name)).exists():
+            read = json.loads(part.read_text(encoding="utf-8"))
+            server = server or read["server"]
+            figures += [figure for figure in read["figures"] if figure["name"] != f"{name}.exit_code"]
+    merged = {"server": server, "figures": figures}
     summary.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
 
 

@@ -127,8 +127,8 @@ def play(monkeypatch: pytest.MonkeyPatch, codes: dict[str, int]) -> list[list[st
         commands.append([scenario, *options])
         if codes[scenario] >= 0:
             write_run(runs, scenario, codes[scenario])
-            figures = {"server": {"version": "18"}, "figures": [{"name": f"{scenario}.ledger.lost", "value": 0}]}
-            Path(options[-1]).write_text(json.dumps(figures))
+            figures = [{"name": f"{scenario}.exit_code", "value": 0}, {"name": f"{scenario}.ledger.lost", "value": 0}]
+            Path(options[-1]).write_text(json.dumps({"server": {"version": "18"}, "figures": figures}))
         return codes[scenario]
 
     monkeypatch.setattr(suite, "_run", run)
@@ -145,7 +145,13 @@ def test_all_runs_each_scenario_with_the_options_and_merges_what_they_found(
     assert "1 of 3 scenarios passed" in index.read_text()
     summary = json.loads((project / "all.json").read_text())
     assert summary["server"] == {"version": "18"}
-    assert [figure["name"] for figure in summary["figures"]] == ["calm.ledger.lost", "the-storm.ledger.lost"]
+    assert [figure["name"] for figure in summary["figures"]] == [
+        "calm.exit_code", "calm.ledger.lost", "cut.exit_code", "the-storm.exit_code", "the-storm.ledger.lost"
+    ]  # fmt: skip
+    ends = [figure for figure in summary["figures"] if figure["name"].endswith("exit_code")]
+    assert [(end["value"], end["bound"], end["ok"]) for end in ends] == [
+        (0, "= 0", True), (-15, "= 0", False), (3, "= 0", False)
+    ]  # fmt: skip
     told = capsys.readouterr().out
     assert "PASS  calm                 exit 0" in told
     assert "FAIL  cut                  exit -15" in told
