@@ -319,8 +319,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(options: argparse.Namespace, root: Path) -> Settings:
     """Read and check everything the options name. Raises one-line errors."""
-    scenario = scenario_of(options)
     summary = Path(options.summary) if options.summary else None
+    if summary is not None and summary.is_file():
+        summary.unlink()  # an earlier run's must not outlive a crash of this one
+    scenario = scenario_of(options)
     if summary is not None and not summary.absolute().parent.is_dir():
         raise RunError(f"--summary {summary}: there is no such directory; make it first")
     wanted = faults.parse(f"{scenario.faults},{options.fault}")

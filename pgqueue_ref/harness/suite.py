@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
     # The scenario comes first or not at all: what follows an option might be its value.
     named = bool(argv) and not argv[0].startswith("-")
     own, options = parser.parse_known_args(argv if named else ["steady", *argv])
+    if own.summary and own.summary.is_file():
+        own.summary.unlink()  # an earlier run's must not outlive a crash of this one
     if own.scenario != "all":
         options += ["--summary", str(own.summary)] if own.summary else []
         return _run(own.scenario, own.runs, options)

@@ -33,6 +33,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep pytest-benchmark's own result")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this document")
     options, rest = parser.parse_known_args()
+    if options.summary and options.summary.is_file():
+        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     with tempfile.TemporaryDirectory(prefix="pgq-bench-") as scratch:
         result = options.json or Path(scratch, "result.json")
         code = benchmark(options, rest, result)

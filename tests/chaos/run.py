@@ -46,6 +46,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the order of faults and of the jobs; told by every run")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
     options = parser.parse_args()
+    if options.summary and options.summary.is_file():
+        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("chaos: stopped by SIGTERM"))
     jobs = options.jobs or (QUICK if options.quick else JOBS)
     seed = secrets.randbelow(10_000) if options.seed is None else options.seed

@@ -46,6 +46,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="containers", description=__doc__.splitlines()[0])
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
     options = parser.parse_args()
+    if options.summary and options.summary.is_file():
+        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & has it ignored; suites inherit
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("containers: stopped by SIGTERM"))
     servers: dict[str, str] = {}

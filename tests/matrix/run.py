@@ -73,6 +73,8 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="WORDS", help="cells whose name has these words")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
     options = parser.parse_args()
+    if options.summary and options.summary.is_file():
+        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     chosen = [cell for cell in cells(quick=options.quick) if options.only.lower() in cell.name.lower()]
     if not chosen:
         parser.error(f"--only {options.only}: no cell has that in its name")

@@ -45,6 +45,8 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="WORDS", help="mutants whose name has these words")
     parser.add_argument("--summary", type=Path, metavar="FILE")
     options = parser.parse_args()
+    if options.summary and options.summary.is_file():
+        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     chosen = [safeguard for safeguard in SAFEGUARDS if options.only in safeguard.name]
     if not chosen:
         parser.error(f"--only {options.only}: no mutant has that in its name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,3 +115,21 @@ def test_a_fault_that_never_came_is_named() -> None:
         ("kill-worker", 2, True),
         ("crash-server", 0, False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("runner", "options"),
+    [
+        ("chaos", ["--postgres", "nowhere"]),
+        ("mutants", ["--postgres", "nowhere"]),
+        ("benchmarks/peers", ["--postgres", "nowhere"]),
+        ("matrix", ["--only", "no such cell"]),
+    ],
+)
+def test_a_summary_of_an_earlier_run_is_gone_when_this_one_does_not_start(tmp_path, runner, options) -> None:
+    old = tmp_path / "old.json"
+    old.write_text("{}")
+    program = Path(__file__).resolve().parents[1] / runner / "run.py"
+    done = subprocess.run([sys.executable, program, *options, "--summary", old], capture_output=True, check=False)
+    assert done.returncode in (1, 2)
+    assert not old.exists()

@@ -88,6 +88,14 @@ def test_a_backlog_that_does_not_drain_in_time_is_no_pass(load: Load) -> None:
     assert "ledger.undrained is 150" in output
 
 
+def test_a_summary_of_an_earlier_run_is_gone_when_this_one_does_not_start(load: Load, tmp_path: Path) -> None:
+    old = tmp_path / "old.json"
+    old.write_text("{}")
+    code, output = load.run("--summary", str(old), "--scenario", "unsteady")
+    assert code == Exit.CRASH_OR_USAGE, output
+    assert not old.exists()
+
+
 def worker_pids(parent: int) -> list[int]:
     """The worker processes that the run started; waits until there are two that have pushed through warm-up."""
     import psutil  # Locust brings it

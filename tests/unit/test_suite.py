@@ -172,6 +172,17 @@ def test_one_scenario_is_run_alone_and_its_exit_code_is_the_suites(
     assert commands == [["calm", "--quick", "--summary", "one.json"], ["steady", "--quick"]]
 
 
+@pytest.mark.parametrize("arguments", [["calm"], ["all", "--runs", "file"]])
+def test_a_summary_of_an_earlier_run_is_gone_when_this_one_crashes(
+    project: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    (project / "file").touch()
+    (project / "old.json").write_text("{}")
+    monkeypatch.setattr(suite, "_run", lambda name, runs, options: -9)
+    assert suite.main([*arguments, "--summary", "old.json"]) != Exit.PASS
+    assert not (project / "old.json").exists()
+
+
 def test_where_no_scenarios_are_the_suite_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

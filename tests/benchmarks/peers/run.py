@@ -41,6 +41,8 @@ def main() -> int:
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there as Markdown")
     options = parser.parse_args()
+    if options.summary and options.summary.is_file():
+        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("peers: stopped by SIGTERM"))
     began = time.monotonic()
     try:
