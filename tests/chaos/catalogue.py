@@ -1,4 +1,5 @@
-"""The faults of a chaos run, by name. Each breaks something, waits, mends it, and says which workers it hit."""
+"""The faults of a chaos run, by name. Each breaks something, waits, mends it, and says which workers it hit: none where
+there was nothing to break."""
 
 from __future__ import annotations
 
@@ -12,7 +13,13 @@ import psycopg
 from fleet import LEASE, Fleet
 
 DOWN = 1.0  # seconds until what died is started again
+RETURN = 10.0  # seconds until the workers are connected again after the fault before, at most
 SHORT, LONG = 2.0, LEASE + 2  # seconds: within the leases of what is hit, and past them
+
+TERMINATE = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = %s
+"""
 
 Victims = list[str]
 
@@ -38,15 +45,15 @@ def stop_worker(fleet: Fleet, choice: random.Random) -> Victims:
 
 
 def terminate(name: str) -> Callable[[Fleet, random.Random], Victims]:
-    """End every worker's connection of this name, whatever it does just now."""
+    """End every worker's connection of this name, whatever it does just now; wait for one if there is none."""
 
     def terminate(fleet: Fleet, choice: random.Random) -> Victims:
+        until = time.monotonic() + RETURN
         with psycopg.connect(fleet.dsn, autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND application_name = %s",
-                (name,),
-            )
+            while (True,) not in connection.execute(TERMINATE, (name,)).fetchall():
+                if time.monotonic() > until:
+                    return []
+                time.sleep(0.1)
         return fleet.victims()
 
     return terminate

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -13,6 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "chaos"))
 
+import catalogue
 from judge import AFTERMATH, Injected, injected, judge
 
 from pgqueue_ref.core import NewJob, Queue, Want
@@ -109,12 +112,25 @@ def test_a_drain_that_was_given_up_is_found(run) -> None:
     assert [figure.name for figure in judge(run, 4, [KILL], drained=False) if not figure.ok] == ["not drained"]
 
 
-def test_a_fault_that_never_came_is_named() -> None:
-    figures = injected([KILL, KILL], ["kill-worker", "crash-server"])
+def test_a_fault_that_never_came_or_hit_nothing_is_named() -> None:
+    nothing = Injected("terminate-claims", 11.5, 12.0, [])
+    figures = injected([KILL, KILL, nothing], ["kill-worker", "crash-server", "terminate-claims"])
     assert [(figure.name, figure.value, figure.ok) for figure in figures] == [
         ("kill-worker", 2, True),
         ("crash-server", 0, False),
+        ("terminate-claims", 0, False),
     ]
+
+
+def test_a_fault_has_victims_only_where_it_ended_a_connection(database, monkeypatch) -> None:
+    monkeypatch.setattr(catalogue, "RETURN", 0.2)
+    fleet = SimpleNamespace(dsn=database, victims=lambda: ["pid-1"])
+    fault = catalogue.CATALOGUE["terminate-claims"]
+    assert fault(fleet, random.Random(1)) == []
+    with psycopg.connect(database, application_name="pgqueue_ref:claim", autocommit=True) as connection:
+        assert fault(fleet, random.Random(1)) == ["pid-1"]
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT")
 
 
 @pytest.mark.parametrize(
