@@ -75,6 +75,8 @@ def load(path: Path) -> Measurement:
         fields = {name: document[name] for name in Measurement.__dataclass_fields__}
         for name in ("push_by_batch", "claim_by_batch", "complete_by_batch", "scaling"):
             fields[name] = {int(key): float(value) for key, value in fields[name].items()}
+        if empty := [name for name in ("claim", "pickup") if not fields[name]]:
+            raise ValueError(f"no times of {' and '.join(empty)}")
         return Measurement(**fields | {"service": service.of_document(fields["service"])})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CapacityError(

@@ -22,6 +22,7 @@ from pgqueue_ref.harness.connections import safe_workers
 FORMAT = 1
 BUSY = 0.7  # of what workers or the server can do at most: above it waiting grows faster than load
 FEWEST_WORKERS = 2  # one may die or be replaced without the queue standing still
+LONGEST, MOST_SURGE = 1e9, 100.0  # a wait in seconds, a surge: beyond them nobody means what is asked
 SEARCHED = 20_000  # jobs in each of the windows that slots are searched with
 WINDOWS = 5
 
@@ -47,9 +48,9 @@ class Demand:
     def __post_init__(self) -> None:
         kept = self.reserved + self.others
         _require(self.rate > 0 and math.isfinite(self.rate), f"--rate {self.rate:g}: must be above 0 jobs/s")
-        _require(self.wait > 0, f"--wait-p99 {self.wait:g}: must be above 0 s")
+        _require(0 < self.wait <= LONGEST, f"--wait-p99 {self.wait:g}: must be above 0 s, and {LONGEST:g} at most")
         _require(50 <= self.percentile < 100, f"the percentile {self.percentile:g}: must be 50 to below 100")
-        _require(self.surge >= 1, f"--surge {self.surge:g}: must be 1 or more")
+        _require(1 <= self.surge <= MOST_SURGE, f"--surge {self.surge:g}: must be 1 to {MOST_SURGE:g}")
         _require(0 <= self.retries < 1, f"--retries {self.retries:g}: must be 0 to below 1")
         _require(self.replicas >= 0, f"--replicas {self.replicas}: must be auto or above 0")
         _require(self.slots_per_worker >= 1, f"--slots-per-worker {self.slots_per_worker}: must be 1 or more")

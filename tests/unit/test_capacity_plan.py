@@ -93,7 +93,10 @@ def test_a_wait_below_the_pickup_cannot_be_promised() -> None:
         ({"rate": -1}, "--rate -1"),
         ({"rate": math.nan}, "--rate nan"),
         ({"wait": 0}, "--wait-p99 0"),
+        ({"wait": math.inf}, "--wait-p99 inf"),
+        ({"wait": 1e300}, "--wait-p99 1e\\+300"),
         ({"surge": 0.5}, "--surge 0.5"),
+        ({"surge": math.inf}, "--surge inf"),
         ({"retries": 1}, "--retries 1"),
         ({"slots_per_worker": 0}, "--slots-per-worker 0"),
         ({"max_connections": 13}, "above the 13 that are kept from workers"),
@@ -133,6 +136,14 @@ def test_a_file_that_is_no_measurement_is_refused_in_one_line(tmp_path: Path, te
     with pytest.raises(CapacityError, match=says) as refused:
         measurement.load(file)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["claim", "pickup"])
+def test_a_measurement_without_times_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "m.json"
+    file.write_text(json.dumps(MEASURED.document() | {name: []}))
+    with pytest.raises(CapacityError, match=f"m.json: not a measurement \\(no times of {name}\\); make it with"):
+        measurement.load(file)
 
 
 def test_a_plan_is_json_without_infinities(tmp_path: Path) -> None:

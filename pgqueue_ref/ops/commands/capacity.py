@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from pathlib import Path
@@ -173,10 +174,10 @@ def simulate(
         if times is None:
             raise WrongUsage("give the service times: --service, --mean or --trace")
         model.offered(rate, times.mean)
-        if not seconds > 0:
-            raise WrongUsage(f"--seconds {seconds:g}: must be above 0")
+        if not 0 < seconds < math.inf:
+            raise WrongUsage(f"--seconds {seconds:g}: must be above 0, and end")
         system = playing.System(
-            workers, slots, claim=lambda rng: claim_ms / 1000, bell=bell_ms / 1000 if listen else float("inf"),
+            workers, slots, claim=lambda rng: claim_ms / 1000, bell=bell_ms / 1000 if listen else math.inf,
             poll=poll_interval, failing=failing, max_attempts=max_attempts, backoff=backoff, urgent=urgent,
         )  # fmt: skip
 
@@ -215,8 +216,8 @@ def validate(
     with _usage():
         document = measurements.read_json(plan_file, planning.FORMAT, "pgqueue-ref capacity plan -o")
         measured = measurements.load(measurement)
-        if not seconds >= 10:
-            raise WrongUsage(f"--seconds {seconds:g}: must be 10 or more, or nothing can be said")
+        if not 10 <= seconds < math.inf:
+            raise WrongUsage(f"--seconds {seconds:g}: must be 10 or more, or nothing can be said, and end")
         shape = validating.Shape(
             rate=document["demand"]["rate"] / (1 - document["demand"]["retries"]),
             seconds=seconds,
