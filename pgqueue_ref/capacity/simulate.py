@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import simpy
 
+from pgqueue_ref.capacity import CapacityError
 from pgqueue_ref.capacity.service import Service
 from pgqueue_ref.harness.scenario import poisson
 from pgqueue_ref.harness.traces import Arrival
@@ -179,10 +180,12 @@ def replicate(
 
 
 def figures(played: Played) -> dict[str, float]:
-    """The figures of one window, waits in seconds."""
+    """The figures of one window, waits in seconds. Raises `CapacityError` where no job came."""
+    if not played.waits:
+        raise CapacityError("a window without a single job says nothing: a longer --seconds or a higher --rate")
     ordered = sorted(played.waits)
     named = {f"wait_p{p:g}": percentile(ordered, p) for p in PERCENTILES}
-    return {**named, "wait_mean": statistics.fmean(ordered) if ordered else 0.0, "utilisation": played.utilisation}
+    return {**named, "wait_mean": statistics.fmean(ordered), "utilisation": played.utilisation}
 
 
 def percentile(ordered: Sequence[float], wanted: float) -> float:

@@ -93,6 +93,7 @@ def test_the_queue_is_played(capsys: Captured) -> None:
         (("simulate", "--rate", "1", "--slots", "4"), "give the service times"),
         (("simulate", "--rate", "1", "--slots", "4", "--service", "exp:1", "--seconds", "0"), "--seconds 0"),
         (("simulate", "--rate", "1", "--slots", "4", "--service", "exp:1", "--seconds", "inf"), "--seconds inf"),
+        (("simulate", "--rate", "1e-6", "--slots", "4", "--mean", "1", "--seconds", "1"), "without a single job"),
         (("validate", "{m}", "-m", "{m}", "--seconds", "1"), "--seconds 1"),
         (("validate", "{m}", "-m", "{m}", "--seconds", "inf"), "--seconds inf"),
         (("plan", "-m", "{m}", "--rate", "60", "--surge", "inf"), "--surge inf"),

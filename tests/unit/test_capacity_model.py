@@ -130,6 +130,11 @@ def test_replications_differ_and_can_be_repeated() -> None:
     assert first["wait_p99"].low < first["wait_p99"].high
 
 
+def test_a_window_without_a_job_is_refused_and_not_called_one_without_waits() -> None:
+    with pytest.raises(CapacityError, match="a window without a single job says nothing"):
+        simulate.replicate(lambda rng: simulate.Played([], 0.0, 0), 5, seed=1)
+
+
 def test_the_scalability_law_is_found_again() -> None:
     law = usl.Scaling(1_000.0, 0.05, 0.002)
     found = usl.fit({n: law.throughput(n) for n in (1, 2, 4, 8, 16)})
