@@ -79,7 +79,9 @@ def command() -> str:
 def masked(text: str) -> str:
     """`text` without the passwords that its DSNs hold."""
     text = re.sub(r"(://[^\s:/@]*:)\S*@", r"\1***@", text)
-    return re.sub(r"(password=)('(?:[^'\\]|\\.)*'|[^\s&'\"]+)", r"\1***", text)
+    text = re.sub(r"([?&]password=)[^\s&]+", r"\1***", text)  # in a URL, where & ends it
+    # As libpq reads it: spaces around the sign, quotes or not, and a backslash before what would end it.
+    return re.sub(r"(?<![?&])(password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:\\.|\S)+)", r"\1***", text)
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -215,6 +215,13 @@ def test_logarithmic_ticks_enclose_the_values() -> None:
         "postgresql://db/x?user=u&password=hunter2",
         "host=db password=hunter2 user=u",
         "host=db password='hunter2 \\' hunter2' user=u",
+        "host=db password = hunter2 user=u",
+        "host=db password=x\\ hunter2 user=u",
+        "host=db password=x'hunter2 user=u",
+        "host=db password=x&hunter2 user=u",
+        "host=db password='x hunter2",
+        "postgresql://u@db/x?password=x'hunter2",
+        "postgresql://u@db/x?password='x'hunter2&user=u",
     ],
 )
 def test_a_command_is_shown_without_its_password(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
