@@ -309,6 +309,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """Go on only if somebody says so. Without a terminal and without --yes it is wrong usage: nobody can answer."""
     if yes:
         return
+    question = printable(question)
     if not sys.stdin.isatty():
         raise WrongUsage(f"{question} Nothing was changed: there is no terminal to answer on; give --yes")
     with redirect_stdout(sys.stderr):  # where input() would print a blank, into what the next program reads

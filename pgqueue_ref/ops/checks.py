@@ -6,6 +6,7 @@ may read the tables. What a role may not see is said in the finding, never taken
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Final, Literal, NamedTuple
 
 from pgqueue_ref.core import Operation, Statement
@@ -370,8 +371,9 @@ def bloat() -> Operation[Finding]:
 
 # pgqueue_jobs_active: as many entries as job slots.
 RUNNING = """
-SELECT id, extract(epoch FROM now() - started_at)::float8, extract(epoch FROM now() - lease_expires_at)::float8
-FROM (SELECT id, started_at, lease_expires_at FROM pgqueue_jobs
+SELECT id, extract(epoch FROM now() - started_at)::float8,
+       extract(epoch FROM now() - coalesce(lease_expires_at, started_at, created_at))::float8
+FROM (SELECT id, created_at, started_at, lease_expires_at FROM pgqueue_jobs
       WHERE status = 'running' ORDER BY status, queue, id LIMIT %(look)s) AS running
 """
 
@@ -483,10 +485,12 @@ def _waiting(queue: str, why: str, flows: list[tuple[Flow, int]], seconds: float
     value = f"{sum(flow.due for flow, _ in flows):,} due, oldest {span(age)}"
     place = f"{named} in queue {queue!r}"
     if why == "paused":
-        return Finding("backlog", "WARN", value, f"{place}: the queue is paused", f"pgqueue-ref resume {queue}")
+        return Finding(
+            "backlog", "WARN", value, f"{place}: the queue is paused", f"pgqueue-ref resume -- {quote(queue)}"
+        )
     if why == "idle":
         level: Level = "FAIL" if age >= WAITING_FAIL else "WARN"
-        fix = f"start a worker with --queues {queue} whose app registers {named}; {_RUNBOOK}queue-not-moving"
+        fix = f"start a worker with --queues {quote(queue)} whose app registers {named}; {_RUNBOOK}queue-not-moving"
         return Finding("backlog", level, value, f"{place}: due jobs wait and none is running", fix)
     more = sum(more for _, more in flows)
     reason = f"{place}: {more:,} more than {seconds:.0f} s ago: as many come as the workers do, or more"

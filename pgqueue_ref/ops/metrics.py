@@ -148,7 +148,7 @@ def _bounded(seen: Overview) -> Overview:
         totals[row.queue, row.kind] += row.jobs
     if len(totals) <= PLACES:
         return seen
-    kept = set(sorted(totals, key=lambda place: (-totals[place], place))[:PLACES])
+    kept = set(sorted(totals, key=lambda place: (-totals[place], place))[:PLACES]) - {(OTHER, OTHER)}
     rows = [row for row in seen.rows if row[:2] in kept]
     added: dict[Status, int] = {}
     for row in seen.rows:

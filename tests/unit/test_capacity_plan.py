@@ -214,6 +214,27 @@ def test_a_trace_has_its_busiest_hour_and_its_day() -> None:
     assert len(hours) == 24
 
 
+@pytest.mark.parametrize(
+    ("cut", "start", "rate"),
+    [
+        (1800.0, 3600.0, 3.0),  # half an hour of a busier load counts as what it is
+        (30.0, 0.0, 1.0),  # seconds of it do not
+    ],
+)
+def test_the_last_hour_of_a_trace_is_as_long_as_the_trace_covers_it(cut: float, start: float, rate: float) -> None:
+    calm = [Arrival(float(n), 1.0, "job") for n in range(3600)]
+    busy = [Arrival(3600 + n / 3, 1.0, "job") for n in range(int(3 * cut) + 1)]
+    found = trace.busiest(Trace("log", tuple(calm + busy)))
+    assert (found.start, found.rate) == (start, pytest.approx(rate, rel=0.01))
+
+
+def test_every_hour_of_the_day_counts_as_often_as_the_trace_covers_it() -> None:
+    log = Trace("log", tuple(Arrival(60.0 * n, 1.0, "job") for n in range(36 * 60 + 1)))
+    assert [hour.rate * 3600 for hour in trace.by_hour(log)] == pytest.approx([60.0] * 24, rel=0.02)
+    short = Trace("log", tuple(Arrival(60.0 * n, 1.0, "job") for n in range(91)))
+    assert [hour.rate * 3600 for hour in trace.by_hour(short)] == pytest.approx([60, 60, *[0] * 22], rel=0.05)
+
+
 def test_a_trace_with_one_job_and_a_growth_of_nothing_are_refused() -> None:
     with pytest.raises(CapacityError, match="1 job; a plan needs"):
         trace.busiest(Trace("log", (Arrival(0.0, 1.0, "job"),)))
