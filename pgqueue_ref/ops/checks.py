@@ -371,9 +371,8 @@ def bloat() -> Operation[Finding]:
 
 # pgqueue_jobs_active: as many entries as job slots.
 RUNNING = """
-SELECT id, extract(epoch FROM now() - started_at)::float8,
-       extract(epoch FROM now() - coalesce(lease_expires_at, started_at, created_at))::float8
-FROM (SELECT id, created_at, started_at, lease_expires_at FROM pgqueue_jobs
+SELECT id, extract(epoch FROM now() - started_at)::float8, extract(epoch FROM now() - lease_expires_at)::float8
+FROM (SELECT id, started_at, lease_expires_at FROM pgqueue_jobs
       WHERE status = 'running' ORDER BY status, queue, id LIMIT %(look)s) AS running
 """
 
@@ -485,9 +484,8 @@ def _waiting(queue: str, why: str, flows: list[tuple[Flow, int]], seconds: float
     value = f"{sum(flow.due for flow, _ in flows):,} due, oldest {span(age)}"
     place = f"{named} in queue {queue!r}"
     if why == "paused":
-        return Finding(
-            "backlog", "WARN", value, f"{place}: the queue is paused", f"pgqueue-ref resume -- {quote(queue)}"
-        )
+        fix = f"pgqueue-ref resume {'-- ' if queue.startswith('-') else ''}{quote(queue)}"
+        return Finding("backlog", "WARN", value, f"{place}: the queue is paused", fix)
     if why == "idle":
         level: Level = "FAIL" if age >= WAITING_FAIL else "WARN"
         fix = f"start a worker with --queues {quote(queue)} whose app registers {named}; {_RUNBOOK}queue-not-moving"
