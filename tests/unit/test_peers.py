@@ -18,16 +18,18 @@ QUEUES = [OURS, "procrastinate", "pgqueuer psycopg", "pgqueuer asyncpg", "chancy
 @pytest.fixture(scope="module")
 def peers() -> Iterator[SimpleNamespace]:
     """Its modules, which import each other by their bare names; gone again afterwards, like the path to them."""
+    names = ("table", "gate", "adapters", "fleet", "scenarios", "fault", "comparison", "run")
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}  # other tests' by the same names
     before, path = set(sys.modules), list(sys.path)
     sys.path.insert(0, str(HERE))
     try:
-        names = ("table", "gate", "adapters", "fleet", "scenarios", "fault", "comparison", "run")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path[:] = path
         for name in set(sys.modules) - before:
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(HERE)):
                 del sys.modules[name]
+        sys.modules.update(others)
 
 
 @pytest.fixture
