@@ -186,13 +186,17 @@ def retry_batch(
 
 # -- purge -----------------------------------------------------------------------------------------------------
 
-# A page of the primary key, as core.sql's PURGE, which it counts for.
-COUNT_PURGEABLE = """
+# core.sql's PURGE, by the clock of when a command began.
+_BEGAN = "coalesce(%(until)s::timestamptz, now())"
+PURGE_UNTIL = PURGE.replace("now()", _BEGAN)
+
+# A page of the primary key, as PURGE, which it counts for.
+COUNT_PURGEABLE = f"""
 WITH page AS MATERIALIZED (
     SELECT id, status, finished_at FROM pgqueue_jobs WHERE id > %(after)s ORDER BY id LIMIT %(limit)s
 )
 SELECT count(*) FILTER (WHERE status = ANY (%(statuses)s::text[])
-                          AND finished_at < now() - make_interval(secs => %(age)s)), max(id) FROM page
+                          AND finished_at < {_BEGAN} - make_interval(secs => %(age)s)), max(id) FROM page
 """
 
 # Both ends of the primary key.
@@ -206,14 +210,20 @@ def span() -> Operation[tuple[int, int]]:
 
 
 def purge_batch(
-    after: int, age: Seconds, *, statuses: tuple[Status, ...] = ("succeeded", "cancelled"), dry_run: bool = False
+    after: int,
+    age: Seconds,
+    *,
+    statuses: tuple[Status, ...] = ("succeeded", "cancelled"),
+    until: datetime | None = None,
+    dry_run: bool = False,
 ) -> Operation[Batch[int]]:
-    """`core.operations.purge` of one page, after an id: deletes the jobs that ended longer ago than `age`."""
+    """`core.operations.purge` of one page, after an id: deletes the jobs that ended longer ago than `age`, at `until`
+    if that is given: none that grew old at a question."""
     if not set(statuses) <= set(TERMINAL):
         raise InvalidJob(f"only terminal jobs can be purged: {', '.join(TERMINAL)}")
     limit = PAGE if dry_run else BATCH * 5  # of which the fewest match, mostly
-    params = {"after": after, "age": _seconds(age, "age"), "statuses": list(statuses), "limit": limit}
-    ((jobs, last),) = yield Statement(COUNT_PURGEABLE if dry_run else PURGE, params)
+    params = {"after": after, "age": _seconds(age, "age"), "statuses": list(statuses), "until": until, "limit": limit}
+    ((jobs, last),) = yield Statement(COUNT_PURGEABLE if dry_run else PURGE_UNTIL, params)
     return Batch(jobs, last)
 
 
@@ -261,7 +271,7 @@ def clear_batch(queue: str, *, until: datetime, limit: int = BATCH) -> Operation
 
 # Lost: nobody extends the lease any more. A running job without any was made so by hand and would stay for ever.
 _LOST = "coalesce(lease_expires_at, '-infinity') < now()"
-_STUCK = f"({_LOST} OR started_at < now() - make_interval(secs => %(older_than)s::float8))"
+_STUCK = f"({_LOST} OR started_at < {_BEGAN} - make_interval(secs => %(older_than)s::float8))"
 
 # Every running row, through pgqueue_jobs_active: there are as many as job slots.
 COUNT_STUCK = f"""
@@ -317,20 +327,25 @@ class TakenBack(NamedTuple):
     after: tuple[str, int] | None
 
 
-def stuck(older_than: Seconds | None = None) -> Operation[Stuck]:
+def stuck(older_than: Seconds | None = None, *, until: datetime | None = None) -> Operation[Stuck]:
     """Count what `take_back` would take, at this moment."""
-    return Stuck._make((yield Statement(COUNT_STUCK, {"older_than": _older(older_than)}))[0])
+    return Stuck._make((yield Statement(COUNT_STUCK, _older(older_than, until)))[0])
 
 
 def take_back(
-    after: tuple[str, int] = FIRST_STUCK, older_than: Seconds | None = None, *, limit: int = BATCH
+    after: tuple[str, int] = FIRST_STUCK,
+    older_than: Seconds | None = None,
+    *,
+    until: datetime | None = None,
+    limit: int = BATCH,
 ) -> Operation[TakenBack]:
     """Put running jobs back whose lease ran out, and those that have run for longer than `older_than`, from whichever
-    worker: pending with the attempt spent, failed when none is left. What their workers still report is stale.
+    worker: pending with the attempt spent, failed when none is left. What their workers still report is stale. With
+    `until` only those of the latter that had run for so long by then: none that grew old at a question.
 
     A batch that the server refuses (a trigger or constraint of the user's) is halved until the jobs to blame are found.
     """
-    older = {"older_than": _older(older_than)}
+    older = _older(older_than, until)
     found = yield Statement(STUCK, older | {"queue": after[0], "id": after[1], "limit": whole(limit, "limit")})
     result = TakenBack([], [], [], [], found[-1] if len(found) == limit else None)
     batches = [[id_ for _, id_ in found]] if found else []
@@ -352,5 +367,5 @@ def take_back(
     return result
 
 
-def _older(older_than: Seconds | None) -> float | None:
-    return None if older_than is None else _seconds(older_than, "older_than")
+def _older(older_than: Seconds | None, until: datetime | None) -> dict[str, Any]:
+    return {"older_than": None if older_than is None else _seconds(older_than, "older_than"), "until": until}

@@ -17,7 +17,7 @@ import pytest
 from rich.progress import Progress
 from waiting import until
 
-from pgqueue_ref.core import Queue, Want
+from pgqueue_ref.core import Operation, Queue, Statement, Want
 from pgqueue_ref.ops import operations as op
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +32,17 @@ Db = psycopg.Connection[Any]
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "BATCH", 2)
     monkeypatch.setattr(op, "PAGE", 3)
+
+
+@pytest.fixture
+def asked_an_hour_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that began an hour ago: so long somebody thought about its question."""
+    monkeypatch.setattr(op, "moment", lambda: began())
+
+
+def began() -> Operation[datetime]:
+    ((moment,),) = yield Statement("SELECT now() - interval '1 h'")
+    return moment
 
 
 # -- retry-all -------------------------------------------------------------------------------------------------
@@ -125,6 +136,15 @@ def test_purge_includes_the_failed_when_asked(cli: Cli, ended: dict[str, list[in
     assert list(statuses()) == ended["active"]
     nothing = "deleted 0 jobs (succeeded, cancelled) that ended over 0 s ago\n"
     assert cli("purge", 0) == (0, nothing, ""), "there is nothing to ask about"
+
+
+@pytest.mark.usefixtures("asked_an_hour_ago")
+def test_purge_leaves_what_grew_old_at_the_question(cli: Cli, put: Put, statuses: Statuses, db: Db) -> None:
+    _, young = (put(status="succeeded", finished_at=PAST) for _ in range(2))
+    db.execute("UPDATE pgqueue_jobs SET finished_at = now() - interval '40 min' WHERE id = %s", [young])
+    assert "Delete 1 job (succeeded, cancelled) that ended over 0 s ago?" in cli("purge", 0, answer="n").err
+    assert cli("purge", 0, "--yes", "--json").json == {"jobs": 1, "dry_run": False}
+    assert list(statuses()) == [young]
 
 
 @pytest.mark.parametrize("days", ["-1", "soon", "nan", "1e300"])
@@ -305,6 +325,20 @@ def test_reset_stuck_takes_older_jobs_from_living_workers_when_asked(
     done = dry | {"dry_run": False, "pending": 2, "failed": 1}
     assert cli("reset-stuck", "--older-than", 600, "--yes", "--json").json == done
     assert statuses() == {stuck[0]: "pending", stuck[1]: "failed", stuck[2]: "pending"}
+
+
+@pytest.mark.usefixtures("asked_an_hour_ago")
+def test_reset_stuck_leaves_what_grew_old_at_the_question(
+    cli: Cli, stuck: list[int], statuses: Statuses, db: Db
+) -> None:
+    older, *young = stuck
+    db.execute(
+        "UPDATE pgqueue_jobs SET started_at = now() - interval '40 min', lease_expires_at = now() + interval '1 h'"
+    )
+    db.execute("UPDATE pgqueue_jobs SET started_at = now() - interval '2 h' WHERE id = %s", [older])
+    assert "Take back 1 job that workers still hold?" in cli("reset-stuck", "--older-than", 600, answer="n").err
+    assert cli("reset-stuck", "--older-than", 600, answer="y").out == "1 pending again, 0 failed, 0 left alone\n"
+    assert statuses() == {older: "pending"} | dict.fromkeys(young, "running")
 
 
 def test_reset_stuck_names_the_jobs_that_the_server_refuses_to_change(

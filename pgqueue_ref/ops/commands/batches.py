@@ -8,6 +8,7 @@ done; the same command again does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import psycopg
@@ -90,11 +91,12 @@ def purge(
     which = f" ({', '.join(statuses)}) that ended over {span(days * DAY)} ago"
     words = Words("delete", "deleted", "job", which)
     with database() as connection:
+        until = run(connection, op.moment())
         first, last = run(connection, op.span())
 
         def go(found: int | None, *, dry: bool) -> int:
             def batch(after: int, so_far: int) -> Operation[op.Batch[int]]:
-                return op.purge_batch(after, days * DAY, statuses=statuses, dry_run=dry)
+                return op.purge_batch(after, days * DAY, statuses=statuses, until=until, dry_run=dry)
 
             def place(after: int) -> int:
                 return after - first
@@ -147,7 +149,8 @@ def reset_stuck(
     such a job may run twice at a time, and what the older attempt reports is refused.
     """
     with database() as connection:
-        lost, held = run(connection, op.stuck(older_than))
+        until = run(connection, op.moment())
+        lost, held = run(connection, op.stuck(older_than, until=until))
         found = Words("", "", "job", " whose lease ran out").jobs(lost)
         if held:
             others = Words("", "", "job", " that workers still hold").jobs(held)
@@ -155,7 +158,7 @@ def reset_stuck(
         result: dict[str, Any] = {"lost": lost, "held": held, "dry_run": dry_run}
         if lost + held and not dry_run:
             confirm(f"Take back {found}?", yes=yes)
-        result |= _take_back(connection, older_than, dry=dry_run or lost + held == 0)
+        result |= _take_back(connection, older_than, until, dry=dry_run or lost + held == 0)
     if as_json:
         print_json(result)
     elif dry_run or not (lost or held):
@@ -237,13 +240,15 @@ def in_batches(
     return jobs
 
 
-def _take_back(connection: psycopg.Connection[Any], older_than: float | None, *, dry: bool) -> dict[str, Any]:
+def _take_back(
+    connection: psycopg.Connection[Any], older_than: float | None, until: datetime, *, dry: bool
+) -> dict[str, Any]:
     """All batches of `operations.take_back`, added up."""
     pending = failed = left = 0
     refused: list[int] = []
     after = None if dry else op.FIRST_STUCK
     while after is not None:
-        taken = run(connection, op.take_back(after, older_than))
+        taken = run(connection, op.take_back(after, older_than, until=until))
         pending, failed, left = pending + len(taken.retried), failed + len(taken.failed), left + len(taken.left)
         refused += taken.refused
         after = taken.after
