@@ -17,7 +17,7 @@ import pytest
 from rich.progress import Progress
 from waiting import until
 
-from pgqueue_ref.core import Operation, Queue, Statement, Want
+from pgqueue_ref.core import Operation, Queue, QueueError, Statement, Want
 from pgqueue_ref.ops import operations as op
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -339,6 +339,27 @@ def test_reset_stuck_leaves_what_grew_old_at_the_question(
     assert "Take back 1 job that workers still hold?" in cli("reset-stuck", "--older-than", 600, answer="n").err
     assert cli("reset-stuck", "--older-than", 600, answer="y").out == "1 pending again, 0 failed, 0 left alone\n"
     assert statuses() == {older: "pending"} | dict.fromkeys(young, "running")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: at least 1 pending again, 1 failed; once more does the rest"),
+        (QueueError("no"), 1, "no; before, 1 pending again, 1 failed; once more does the rest"),
+    ],
+)
+def test_reset_stuck_that_is_cut_short_says_what_was_done(
+    cli: Cli, stuck: list[int], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
+) -> None:
+    take_back = op.take_back
+
+    def cut_short(after: tuple[str, int], *arguments: Any, **options: Any) -> Any:
+        if after != op.FIRST_STUCK:
+            raise error
+        return take_back(after, *arguments, **options, limit=2)
+
+    monkeypatch.setattr(op, "take_back", cut_short)
+    assert cli("reset-stuck", "--yes") == (code, "", f"pgqueue-ref: {said}\n")
 
 
 def test_reset_stuck_names_the_jobs_that_the_server_refuses_to_change(

@@ -247,9 +247,19 @@ def _take_back(
     pending = failed = left = 0
     refused: list[int] = []
     after = None if dry else op.FIRST_STUCK
-    while after is not None:
-        taken = run(connection, op.take_back(after, older_than, until=until))
-        pending, failed, left = pending + len(taken.retried), failed + len(taken.failed), left + len(taken.left)
-        refused += taken.refused
-        after = taken.after
+    try:
+        while after is not None:
+            taken = run(connection, op.take_back(after, older_than, until=until))
+            pending, failed, left = pending + len(taken.retried), failed + len(taken.failed), left + len(taken.left)
+            refused += taken.refused
+            after = taken.after
+    except KeyboardInterrupt:
+        so_far = f"at least {pending:,} pending again, {failed:,} failed"
+        raise typer.Exit(complain(f"interrupted: {so_far}; once more does the rest", 130)) from None
+    except QueueError as error:
+        if not pending + failed:
+            raise
+        raise QueueError(
+            f"{error}; before, {pending:,} pending again, {failed:,} failed; once more does the rest"
+        ) from error
     return {"pending": pending, "failed": failed, "left": left, "refused": refused}
