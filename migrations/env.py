@@ -37,7 +37,7 @@ TURN_SECONDS = 300.0  # how long to wait for another deployment
 SESSION = "SET lock_timeout = '2s'; SET statement_timeout = 0; SET default_transaction_isolation = 'read committed'"
 
 
-if SCHEMA and len(os.fsencode(SCHEMA)) > 55:  # as core/connect.py says
+if SCHEMA and len(os.fsencode(SCHEMA)) > 55:  # MAX_SCHEMA of core/connect.py
     raise CommandError("PGQUEUE_SCHEMA is longer than 55 bytes: choose a shorter name")
 
 

@@ -35,7 +35,7 @@ from pgqueue_ref.harness.producer import Producer
 from pgqueue_ref.harness.run import LoadRun, RunError, Settings, headline
 from pgqueue_ref.harness.scenario import SCENARIOS, Scenario, ScenarioError
 from pgqueue_ref.harness.server import ProvisionError, Server, provision
-from pgqueue_ref.harness.slo import Exit, SloError, Verdict
+from pgqueue_ref.harness.slo import Exit, SloError, Verdict, summary_file
 from pgqueue_ref.harness.traces import TraceError
 
 _USAGE = (
@@ -319,9 +319,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(options: argparse.Namespace, root: Path) -> Settings:
     """Read and check everything the options name. Raises one-line errors."""
-    summary = Path(options.summary) if options.summary else None
-    if summary is not None and summary.is_file():
-        summary.unlink()  # an earlier run's must not outlive a crash of this one
+    summary = summary_file(options.summary) if options.summary else None
     scenario = scenario_of(options)
     if summary is not None and not summary.absolute().parent.is_dir():
         raise RunError(f"--summary {summary}: there is no such directory; make it first")

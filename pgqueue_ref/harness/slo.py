@@ -114,6 +114,14 @@ def exit_figure(scenario: str, code: int) -> dict[str, Any]:
     return {"name": f"{scenario}.exit_code", "value": code, "unit": "", "bound": "= 0", "ok": code == Exit.PASS}
 
 
+def summary_file(name: str) -> Path:
+    """The file that `--summary` names, for argparse. An earlier run's is removed: it must not outlive a crash."""
+    path = Path(name)
+    if path.is_file():
+        path.unlink()
+    return path
+
+
 def load(path: str | os.PathLike[str], scenario: str) -> list[Objective]:
     """The objectives of one scenario. Raises `SloError`."""
     file = Path(path)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pgqueue_ref.harness import index
-from pgqueue_ref.harness.slo import SEVERITY, Exit, exit_figure
+from pgqueue_ref.harness.slo import SEVERITY, Exit, exit_figure, summary_file
 
 SCENARIOS = Path("loadtests/scenarios")
 LOCUST = (sys.executable, "-m", "locust", "-f", "loadtests", "--headless", "--only-summary", "--loglevel", "WARNING")
@@ -29,12 +29,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="load", add_help=False, allow_abbrev=False)
     parser.add_argument("scenario", nargs="?", default="steady")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--summary", type=Path)
+    parser.add_argument("--summary", type=summary_file)
     # The scenario comes first or not at all: what follows an option might be its value.
     named = bool(argv) and not argv[0].startswith("-")
     own, options = parser.parse_known_args(argv if named else ["steady", *argv])
-    if own.summary and own.summary.is_file():
-        own.summary.unlink()  # an earlier run's must not outlive a crash of this one
     if own.scenario != "all":
         options += ["--summary", str(own.summary)] if own.summary else []
         return _run(own.scenario, own.runs, options)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pgqueue_ref.harness import manifest
+from pgqueue_ref.harness.slo import summary_file
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -29,12 +30,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
     parser.add_argument("--postgres", metavar="SPEC", default="embedded:18", help="where PostgreSQL comes from")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and jobs than the bounds are stated for")
-    parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--summary", type=summary_file, metavar="FILE", help="write the figures there as JSON")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep pytest-benchmark's own result")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this document")
     options, rest = parser.parse_known_args()
-    if options.summary and options.summary.is_file():
-        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     with tempfile.TemporaryDirectory(prefix="pgq-bench-") as scratch:
         result = options.json or Path(scratch, "result.json")
         code = benchmark(options, rest, result)

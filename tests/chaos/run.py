@@ -29,6 +29,7 @@ from pusher import Pusher
 
 from pgqueue_ref.harness import ledger
 from pgqueue_ref.harness.server import SPECS, ProvisionError, Server, provision
+from pgqueue_ref.harness.slo import summary_file
 
 JOBS, QUICK = 1_000_000, 50_000
 RATE, QUICK_RATE = 3_000, 600  # jobs pushed in a second, at most
@@ -44,10 +45,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} jobs rather than {JOBS:,}")
     parser.add_argument("--jobs", type=int, metavar="N", help="another number of jobs")
     parser.add_argument("--seed", type=int, help="of the order of faults and of the jobs; told by every run")
-    parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--summary", type=summary_file, metavar="FILE", help="write the figures there as JSON")
     options = parser.parse_args()
-    if options.summary and options.summary.is_file():
-        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("chaos: stopped by SIGTERM"))
     jobs = options.jobs or (QUICK if options.quick else JOBS)
     seed = secrets.randbelow(10_000) if options.seed is None else options.seed

@@ -25,6 +25,7 @@ from docker.errors import DockerException, NotFound
 from pgqueue_ref.harness.containers import RUN_LABEL, RUN_VARIABLE, address, engine
 from pgqueue_ref.harness.images import MADE_HERE, complaint, obtain
 from pgqueue_ref.harness.server import ProvisionError
+from pgqueue_ref.harness.slo import summary_file
 from pgqueue_ref.harness.watchdog import Watchdog
 
 Figure = dict[str, Any]  # name, value, unit, bound, ok
@@ -44,10 +45,8 @@ rm -rf -- "$1"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="containers", description=__doc__.splitlines()[0])
-    parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--summary", type=summary_file, metavar="FILE", help="write the figures there as JSON")
     options = parser.parse_args()
-    if options.summary and options.summary.is_file():
-        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell's & has it ignored; suites inherit
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("containers: stopped by SIGTERM"))
     servers: dict[str, str] = {}

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pgqueue_ref.harness.slo import summary_file
+
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 POSTGRES = ("14", "15", "16", "17", "18")
@@ -71,10 +73,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="matrix", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer tests in each cell, fewer cells")
     parser.add_argument("--only", default="", metavar="WORDS", help="cells whose name has these words")
-    parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--summary", type=summary_file, metavar="FILE", help="write the figures there as JSON")
     options = parser.parse_args()
-    if options.summary and options.summary.is_file():
-        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     chosen = [cell for cell in cells(quick=options.quick) if options.only.lower() in cell.name.lower()]
     if not chosen:
         parser.error(f"--only {options.only}: no cell has that in its name")

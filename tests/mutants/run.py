@@ -23,6 +23,7 @@ from safeguards import SAFEGUARDS, Safeguard
 
 import pgqueue_ref.core
 from pgqueue_ref.harness.server import SPECS, ProvisionError, provision
+from pgqueue_ref.harness.slo import summary_file
 
 CORE = Path(pgqueue_ref.core.__file__).parent
 TESTS = Path(__file__).resolve().parents[1]
@@ -43,10 +44,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__.splitlines()[0])
     parser.add_argument("--postgres", default="auto", metavar="SPEC", help=SPECS)
     parser.add_argument("--only", default="", metavar="WORDS", help="mutants whose name has these words")
-    parser.add_argument("--summary", type=Path, metavar="FILE")
+    parser.add_argument("--summary", type=summary_file, metavar="FILE")
     options = parser.parse_args()
-    if options.summary and options.summary.is_file():
-        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     chosen = [safeguard for safeguard in SAFEGUARDS if options.only in safeguard.name]
     if not chosen:
         parser.error(f"--only {options.only}: no mutant has that in its name")

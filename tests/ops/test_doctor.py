@@ -423,6 +423,16 @@ def test_jobs_that_wait_are_told_with_what_they_wait_for(healthy: str, execute: 
         assert not_ok(findings) == {}, "fewer than a moment ago"
 
 
+@pytest.mark.parametrize(("name", "shown"), [("a; rm x", "'a; rm x'"), ("it's", """'it'"'"'s'"""), ("-x", "-- -x")])
+def test_the_name_of_a_queue_can_be_copied_into_a_shell(healthy: str, execute: Execute, name: str, shown: str) -> None:
+    with Queue.connect(healthy) as queue:
+        queue.push("mail", queue=name)
+        execute("UPDATE pgqueue_jobs SET run_at = now() - interval '1 h'")
+        assert f"--queues {shown.removeprefix('-- ')} whose app" in examine(healthy)["backlog"].fix
+        queue.pause(name)
+        assert examine(healthy)["backlog"].fix == f"pgqueue-ref resume {shown}"
+
+
 # -- the command -----------------------------------------------------------------------------------------------
 
 

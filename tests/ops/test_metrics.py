@@ -132,6 +132,19 @@ def test_a_database_that_does_not_answer_is_down_and_not_empty(caplog: pytest.Lo
     assert "connection failed or lost" in caplog.text
 
 
+def test_a_place_that_is_named_like_what_is_left_over_is_counted_with_it() -> None:
+    places = [("default", f"customer-{number:05}", 1) for number in range(metrics.PLACES)] + [("(other)", "(other)", 5)]
+    rows = [OverviewRow(queue, kind, "failed", jobs, None) for queue, kind, jobs in places]
+
+    async def run(operation: Operation[Overview]) -> Overview:
+        operation.close()
+        return overview_of(rows, [])
+
+    text = asyncio.run(Exposition().render(run)).decode()
+    assert text.count('pgqueue_jobs{kind="(other)",queue="(other)",status="failed"}') == 1
+    assert sum(value for (name, *_), value in samples(text).items() if name == "pgqueue_jobs") == metrics.PLACES + 5
+
+
 def test_names_without_end_do_not_make_series_without_end() -> None:
     names = [f"customer-{number:05}" for number in range(5_000)]
     rows = [OverviewRow("default", name, "failed", 2, None) for name in names]

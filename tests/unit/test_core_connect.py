@@ -17,6 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgqueue_ref import core
+from pgqueue_ref.worker.bell import LIE_DOWN
 
 SECRET = "hunter2-tops3cret"
 
@@ -197,6 +198,21 @@ def test_installing_again_or_at_once_is_installing_once(empty_database):
     install(8)
     with core.connect(empty_database, schema="staging") as connection:
         assert core.Queue(connection).push("mail").created
+
+
+def test_a_schema_may_be_as_long_as_a_channel_allows(empty_database):
+    longest = "s" * 55
+    with (
+        core.connect(empty_database, schema=longest) as sleeper,
+        core.connect(empty_database, schema=longest) as pusher,
+    ):
+        core.install(pusher, longest)
+        sleeper.execute(LIE_DOWN, [["default"]])
+        assert core.Queue(pusher).push("mail").created
+        with pytest.raises(core.InvalidJob, match="schema must be a text of 1 to 55 bytes"):
+            core.install(pusher, longest + "s")
+    with pytest.raises(core.InvalidJob, match="schema must be a text of 1 to 55 bytes"):
+        core.connect(empty_database, schema=longest + "s")
 
 
 def test_an_installation_that_fails_leaves_nothing(empty_database):

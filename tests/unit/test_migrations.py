@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import create_engine
 
 from pgqueue_ref.core import SCHEMA_SQL, Queue
+from pgqueue_ref.core.connect import MAX_SCHEMA
 from pgqueue_ref.extensions import EXTENSIONS
 from pgqueue_ref.sqlalchemy import metadata
 
@@ -261,10 +262,10 @@ def test_the_revisions_need_no_pgqueue_ref(empty_database: str, expected: list[t
         assert "from pgqueue_ref" not in text
 
 
-def test_a_schema_name_that_postgresql_would_cut_is_refused(empty_database: str) -> None:
-    refused = attempt(empty_database, "upgrade", "head", schema="x" * 64)
+def test_a_schema_name_that_no_channel_could_have_is_refused(empty_database: str) -> None:
+    refused = attempt(empty_database, "upgrade", "head", schema="x" * (MAX_SCHEMA + 1))
     assert refused.returncode != 0
-    assert "longer than 55 bytes" in refused.stdout
+    assert f"longer than {MAX_SCHEMA} bytes" in refused.stdout
     assert everything(empty_database) == []
 
 

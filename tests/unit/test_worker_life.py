@@ -416,6 +416,20 @@ async def test_a_push_wakes_an_idle_worker_that_listens(queue: AsyncQueue, kinds
         await eventually(lambda: worker.counts.succeeded == number, "the push wakes it")  # noqa: B023 - asked at once
 
 
+async def test_it_listens_where_the_table_is_whatever_else_is_in_the_search_path(
+    queue: AsyncQueue, kinds: Kinds, start: Start
+) -> None:
+    await queue.connection.execute("CREATE SCHEMA elsewhere")
+    name = queue.connection.info.dbname
+    await queue.connection.execute(f"ALTER DATABASE {name} SET search_path = elsewhere, public")
+    ran: list[int] = []
+    kinds.register("a")(lambda job: ran.append(job.id))
+    await start(poll_interval=NEVER)
+    await eventually(lambda: listening(queue), "it listens")
+    pushed = await queue.push("a")
+    await eventually(lambda: ran == [pushed.id], "it was woken")
+
+
 async def test_a_push_wakes_it_after_its_listening_connection_was_lost(
     queue: AsyncQueue, kinds: Kinds, start: Start
 ) -> None:
@@ -541,10 +555,17 @@ async def test_an_idle_worker_with_far_more_kinds_than_slots_rests_between_its_l
         return claim(wants, **options)
 
     monkeypatch.setattr(core_operations, "claim", counted)
-    await start(listen=False, poll_interval=60.0, max_concurrent_jobs=1)
-    await eventually(lambda: len(set(asked)) == 200, "it has asked for all")
-    await asyncio.sleep(1.0)
-    assert len(asked) == 200
+    rests: list[float] = []
+    first = worker_module.first
+
+    async def rest(delay: float, *events: asyncio.Event) -> None:
+        rests.append(delay)
+        await first(delay, *events)
+
+    monkeypatch.setattr(worker_module, "first", rest)
+    await start(listen=False, poll_interval=NEVER, max_concurrent_jobs=1)
+    await eventually(lambda: NEVER in rests, "it rests")
+    assert len(asked) == len(set(asked)) == 200
 
 
 async def gone(connection: psycopg.AsyncConnection[Any], database: str) -> bool:

@@ -28,6 +28,7 @@ from comparison import Comparison
 from table import figures, missed, render
 
 from pgqueue_ref.harness.server import ProvisionError, Server, provision
+from pgqueue_ref.harness.slo import summary_file
 from pgqueue_ref.harness.watchdog import Watchdog
 
 SHOWN_SETTINGS = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_wal_size")
@@ -38,11 +39,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="peers", description=str(__doc__).splitlines()[0])
     parser.add_argument("--postgres", default="embedded:18", metavar="SPEC", help="where PostgreSQL comes from")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: seven minutes rather than twenty")
-    parser.add_argument("--summary", type=Path, metavar="FILE", help="write the figures there as JSON")
+    parser.add_argument("--summary", type=summary_file, metavar="FILE", help="write the figures there as JSON")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there as Markdown")
     options = parser.parse_args()
-    if options.summary and options.summary.is_file():
-        options.summary.unlink()  # an earlier run's must not outlive a crash of this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("peers: stopped by SIGTERM"))
     began = time.monotonic()
     try:
