@@ -81,6 +81,12 @@ def test_cancel_asks_and_cancels(cli: Cli, put: Put, statuses: Statuses, status:
     assert statuses() == {id_: "cancelled"}
 
 
+def test_what_a_question_names_cannot_command_the_terminal(cli: Cli, put: Put) -> None:
+    asked = cli("cancel", put(kind="mail\x1b]0;owned\a\x1b[31m\r"), answer="n").err
+    assert "Cancel 1 job, mail" in asked
+    assert not {"\x1b", "\a", "\r"} & set(asked)
+
+
 def test_cancel_by_key_and_for_programs(cli: Cli, put: Put, statuses: Statuses) -> None:
     mail, other = put(external_key="k"), put(kind="text", external_key="k")
     by_key = ("cancel", "--kind", "mail", "--key", "k")

@@ -136,9 +136,11 @@ def test_a_place_that_is_named_like_what_is_left_over_is_counted_with_it() -> No
     places = [("default", f"customer-{number:05}", 1) for number in range(metrics.PLACES)] + [("(other)", "(other)", 5)]
     rows = [OverviewRow(queue, kind, "failed", jobs, None) for queue, kind, jobs in places]
 
+    flows = [Flow(queue, kind, 0, None, None, 1, 1.0, 1.0) for queue, kind, _ in places]
+
     async def run(operation: Operation[Overview]) -> Overview:
         operation.close()
-        return overview_of(rows, [])
+        return overview_of(rows, flows)
 
     text = asyncio.run(Exposition().render(run)).decode()
     assert text.count('pgqueue_jobs{kind="(other)",queue="(other)",status="failed"}') == 1

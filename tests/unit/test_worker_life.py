@@ -11,12 +11,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 from waiting import eventually
 
-from pgqueue_ref.core import AsyncQueue, InvalidJob, NewJob, QueueError, SchemaMissing, Want, constant
+from pgqueue_ref.core import AsyncQueue, InvalidJob, NewJob, Queue, QueueError, SchemaMissing, Want, constant
 from pgqueue_ref.core import operations as core_operations
 from pgqueue_ref.worker import Cancel, Counts, Job, Kinds, Snooze, Worker
 from pgqueue_ref.worker import worker as worker_module
+from pgqueue_ref.worker.bell import CHANNEL, LIE_DOWN
 
 pytestmark = pytest.mark.anyio
 
@@ -416,18 +418,17 @@ async def test_a_push_wakes_an_idle_worker_that_listens(queue: AsyncQueue, kinds
         await eventually(lambda: worker.counts.succeeded == number, "the push wakes it")  # noqa: B023 - asked at once
 
 
-async def test_it_listens_where_the_table_is_whatever_else_is_in_the_search_path(
-    queue: AsyncQueue, kinds: Kinds, start: Start
-) -> None:
-    await queue.connection.execute("CREATE SCHEMA elsewhere")
-    name = queue.connection.info.dbname
-    await queue.connection.execute(f"ALTER DATABASE {name} SET search_path = elsewhere, public")
-    ran: list[int] = []
-    kinds.register("a")(lambda job: ran.append(job.id))
-    await start(poll_interval=NEVER)
-    await eventually(lambda: listening(queue), "it listens")
-    pushed = await queue.push("a")
-    await eventually(lambda: ran == [pushed.id], "it was woken")
+def test_it_listens_where_the_table_is_whatever_else_is_in_the_search_path(database: str) -> None:
+    elsewhere = "-c search_path=elsewhere,public"
+    with psycopg.connect(database, autocommit=True, options=elsewhere) as sleeper, Queue.connect(database) as pusher:
+        sleeper.execute("CREATE SCHEMA elsewhere")
+        (channel,) = sleeper.execute(CHANNEL).fetchone() or ("",)
+        sleeper.execute(SQL("LISTEN {}").format(Identifier(channel)))
+        sleeper.execute(LIE_DOWN, [["default"]])
+        pusher.push("a")
+        sleeper.execute("SELECT pg_notify(%s, '(end)')", [channel])
+        heard = [notice.payload for notice in sleeper.notifies(timeout=30, stop_after=2)]
+    assert heard == ["default", "(end)"]
 
 
 async def test_a_push_wakes_it_after_its_listening_connection_was_lost(
