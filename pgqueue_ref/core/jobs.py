@@ -98,7 +98,7 @@ def moment(value: datetime | None, name: str) -> datetime | None:
     if value is not None and (not isinstance(value, datetime) or value.utcoffset() is None):
         raise InvalidJob(f"{name} must be a datetime with a time zone, not {ellipsis(value)}")
     if value is not None and not MINYEAR < value.year < MAXYEAR:
-        raise InvalidJob(f"{name} must lie in the years {MINYEAR + 1} to {MAXYEAR - 1}, not {ellipsis(value)}")
+        raise InvalidJob(f"{name} must lie in the years {MINYEAR + 1} to {MAXYEAR - 1}, not in {value.year}")
     return value
 
 
