@@ -52,15 +52,16 @@ STOP_SECONDS = 30.0
 # loop could otherwise be given the server's own port as its source port, connect to itself and hold it.
 PORTS = range(20_000, 32_000)
 
-# Its input is the pid of the postmaster, or an empty line while there is none.
+# Its input is the pid of the postmaster, or before that of initdb, or an empty line while there is neither. Both lead a
+# process group; what they started may write for a moment after it was killed.
 _WATCHDOG = """
 while read -r line; do pid=$line; done
 if [ -n "$pid" ]; then
   kill -QUIT "$pid" 2>/dev/null
   n=0; while [ -e "$1/data/postmaster.pid" ] && [ $n -lt 50 ]; do sleep 0.1; n=$((n + 1)); done
-  kill -KILL "$pid" 2>/dev/null
+  kill -s KILL -- "-$pid" 2>/dev/null
 fi
-rm -rf -- "$1"
+n=0; until rm -rf -- "$1" 2>/dev/null || [ $n -eq 50 ]; do sleep 0.1; n=$((n + 1)); done
 """
 
 
@@ -388,7 +389,14 @@ class LaunchedServer(Server):
 
     def _run(self, program: str, *arguments: object) -> None:
         process = self._spawn([str(self._binaries / program), *map(str, arguments)], subprocess.PIPE)
-        output, _ = process.communicate()
+        self._watchdog.tell(str(process.pid))
+        try:
+            output, _ = process.communicate()
+        except BaseException:  # interrupted: it would go on to write where `close` removes
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()  # until what it started has let go of the pipe as well
+            raise
+        self._watchdog.tell("")
         if process.returncode:
             raise ProvisionError(f"{self.tier}: {program} failed: {_last_line(output.decode(errors='replace'))}")
 

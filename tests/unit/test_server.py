@@ -314,6 +314,46 @@ def test_a_parent_that_is_killed_leaves_neither_postmaster_nor_directory(number:
             break
 
 
+# It stands for initdb on a busy machine: it and what it started write until they are killed.
+SLOW_INITDB = """#!/bin/sh
+directory=$2
+write() { n=0; while [ $n -lt 20000 ]; do mkdir -p "$directory"; echo > "$directory/$n"; n=$((n + 1)); done }
+trap '' INT QUIT TERM
+mkdir "$directory"; echo $$ > "$directory/pid"
+write &
+write
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_parent_that_ends_while_the_server_is_made_leaves_nothing(number: signal.Signals) -> None:
+    with tempfile.TemporaryDirectory() as place:  # not tmp_path, which no account but this one reaches
+        programs, made = Path(place, "bin"), Path(place, "made")
+        for directory in (Path(place), programs, made):
+            directory.mkdir(exist_ok=True)
+            directory.chmod(0o755)
+        for program in ("initdb", "postgres"):
+            (programs / program).write_text(SLOW_INITDB)
+            (programs / program).chmod(0o755)
+        child = subprocess.Popen(
+            [sys.executable, "-c", f"from pgqueue_ref.harness.server import provision\nprovision('local:{programs}')"],
+            env=importing(Path(binaries.__file__).parents[2]) | {"TMPDIR": str(made)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        waiting = until(60, "is not made")
+        while not list(made.glob("pgq-*/data/9")):
+            next(waiting)
+        (pid,) = (int(path.read_text()) for path in made.glob("pgq-*/data/pid"))
+        assert alive({pid})
+        child.send_signal(number)
+        _, said = child.communicate(timeout=60)
+        assert child.returncode == -number, said
+        for _ in until(30, "is left behind by its parent"):
+            if not alive({pid}) and not list(made.iterdir()):
+                break
+
+
 @pytest.mark.parametrize("then", ["", "server.kill()", "raise SystemExit(0)"])
 def test_a_parent_that_forgets_to_close_leaves_nothing_when_it_exits(then: str) -> None:
     child, _, directory = start_child(then)
