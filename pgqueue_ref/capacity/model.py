@@ -12,13 +12,22 @@ import math
 
 from pgqueue_ref.capacity import CapacityError
 
+MOST_BUSY = 100_000  # slots; the recursions take a step for each
+
 
 def offered(rate: float, service: float) -> float:
-    """The offered load in erlangs, rate x service: how many slots are busy on average. Raises `CapacityError`."""
+    """The offered load in erlangs, rate x service: how many slots are busy on average.
+
+    Raises `CapacityError` where one of them is no positive number, and above `MOST_BUSY`.
+    """
     if not (rate > 0 and math.isfinite(rate)):
         raise CapacityError(f"the rate must be above 0 jobs/s, not {rate:g}")
     if not (service > 0 and math.isfinite(service)):
         raise CapacityError(f"the mean service time must be above 0 s, not {service:g}")
+    if rate * service > MOST_BUSY:
+        raise CapacityError(
+            f"{rate:g} jobs/s of {service:g} s keep {rate * service:g} slots busy: above {MOST_BUSY:,}; plan for a part"
+        )
     return rate * service
 
 

@@ -25,6 +25,7 @@ FEWEST_WORKERS = 2  # one may die or be replaced without the queue standing stil
 LONGEST, MOST_SURGE = 1e9, 100.0  # a wait in seconds, a surge: beyond them nobody means what is asked
 SEARCHED = 20_000  # jobs in each of the windows that slots are searched with
 WINDOWS = 5
+SATURATED = 0.95  # of the slots: with more of them busy, queues grow for longer than a window lasts
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,23 +193,29 @@ def slots_for(service: Service, rate: float, wait: float, percentile: float, *, 
     slots = model.slots_needed(load, service.mean, wait, percentile)
     if service.exponential:
         return slots
-    windows = _windows(service, rate, seed)
     least = math.floor(load) + 1
-    while slots > least and _simulated(windows, slots - 1, percentile) <= wait:
+    while slots > least and wait_with(service, rate, slots - 1, percentile, seed=seed) <= wait:
         slots -= 1
-    while _simulated(windows, slots, percentile) > wait:
+    while wait_with(service, rate, slots, percentile, seed=seed) > wait:
         slots += 1
     return slots
 
 
 def wait_with(service: Service, rate: float, slots: int, percentile: float, *, seed: int = 1) -> float:
-    """The percentile of the wait with so many slots; infinite where they cannot serve the load."""
+    """The percentile of the wait with so many slots; infinite where they cannot serve the load.
+
+    Simulated windows begin empty. Where they are too short to fill, the wait is not less than (1 + cv^2) / 2 times that
+    of exponential service times: exact in the limit for one slot (J. F. C. Kingman, "The single server queue in heavy
+    traffic", 1961), for several A. O. Allen and J. L. Cunneen's approximation.
+    """
     load = model.offered(rate, service.mean)
     if load >= slots:
         return math.inf
+    erlang = model.wait_percentile(slots, load, service.mean, percentile)
     if service.exponential:
-        return model.wait_percentile(slots, load, service.mean, percentile)
-    return _simulated(_windows(service, rate, seed), slots, percentile)
+        return erlang
+    simulated = _simulated(_windows(service, rate, seed), slots, percentile)
+    return max(simulated, (1 + service.squared_cv) / 2 * erlang) if load > SATURATED * slots else simulated
 
 
 def highest_rate(service: Service, slots: int, wait: float, percentile: float, *, seed: int = 1) -> float:

@@ -25,6 +25,7 @@ from pgqueue_ref.harness.scenario import poisson
 from pgqueue_ref.harness.traces import Arrival
 
 PERCENTILES = (50.0, 95.0, 99.0)
+FEWEST = 19  # replications for an interval of 90 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Played(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """The middle of the replications and the range that `share` of them lie in."""
+    """The middle of the replications, and the range that one more lies in with the probability asked for."""
 
     low: float
     middle: float
@@ -169,7 +170,7 @@ def replicate(
 ) -> dict[str, Interval]:
     """Percentiles of the wait, its mean and the utilisation, each over so many replications of a window.
 
-    The interval holds `share` of the replications: what one more run of the same length gives with that probability.
+    The intervals are those of `interval`: what one more run of the same length gives with the probability `share`.
     """
     found: dict[str, list[float]] = {}
     for number in range(replications):
@@ -194,7 +195,12 @@ def percentile(ordered: Sequence[float], wanted: float) -> float:
 
 
 def interval(values: Sequence[float], share: float = 0.9) -> Interval:
-    """The range that `share` of the values lie in, and their median."""
+    """The range that one more value lies in with the probability `share`, and the median.
+
+    One more value falls into each of the n + 1 gaps between n values with the same probability: between the r-th lowest
+    and the r-th highest it is 1 - 2 r / (n + 1). S. S. Wilks, "Determination of sample sizes for setting tolerance
+    limits" (1941). `FEWEST` values are needed for 90 %; of fewer the whole range is given, which holds less.
+    """
     ordered = sorted(values)
-    outside = (1 - share) / 2 * 100
-    return Interval(percentile(ordered, outside), statistics.median(ordered), percentile(ordered, 100 - outside))
+    cut = max(1, math.floor((len(ordered) + 1) * (1 - share) / 2 + 1e-9))
+    return Interval(ordered[cut - 1], statistics.median(ordered), ordered[-cut])

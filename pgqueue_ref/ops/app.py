@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -56,6 +57,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     from . import commands  # noqa: F401 - registers them; only here, because they import this module
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal or a file that cannot hold a name shows its escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = app(args=list(arguments) or ["--help"], prog_name="pgqueue-ref", standalone_mode=False)
         sys.stdout.flush()
@@ -63,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
         return complain(error, 1)
     except typer.TyperException as error:
         return complain(f"{error.format_message()} (see pgqueue-ref --help)", error.exit_code)
-    except typer.Abort:  # Ctrl-C or the end of input, at a question
+    except typer.Abort:  # no, or the end of input, at a question
         return complain("nothing was changed", 1)
     except BrokenPipeError:  # as `| head` does; the interpreter would complain of it once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -313,6 +317,11 @@ def confirm(question: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise WrongUsage(f"{question} Nothing was changed: there is no terminal to answer on; give --yes")
     with redirect_stdout(sys.stderr):  # where input() would print a blank, into what the next program reads
-        agreed = typer.confirm(question, err=True)
+        try:
+            agreed = typer.confirm(question, err=True)
+        except typer.Abort as abort:
+            if isinstance(abort.__context__, KeyboardInterrupt):  # it calls Ctrl-C and the end of input the same
+                raise typer.Exit(complain("interrupted: nothing was changed", 130)) from None
+            raise
     if not agreed:
         raise typer.Abort

@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 from pgqueue_ref.core import Operation, Statement
 from pgqueue_ref.extensions import installed
-from pgqueue_ref.extensions.events import EVENTS
+from pgqueue_ref.extensions.events import EVENTS, enabled
 
 from .overview import Flow, Overview
 
@@ -124,23 +124,39 @@ def schema(heads: set[str], known: set[str]) -> Operation[Finding]:
     return Finding("schema", "OK", value, "present, all indexes valid, at this version's revision")
 
 
+# What workers, producers and operators do with each table. FOR UPDATE, with which the maintenance of the extensions
+# picks rows, needs UPDATE.
+NEEDED: Final = {
+    "pgqueue_jobs": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pgqueue_queues": ("SELECT", "INSERT", "DELETE"),
+    "pgqueue_events": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pgqueue_schedules": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pgqueue_results": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "pgqueue_dependencies": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+}
+# NULL where the table is not there.
 PRIVILEGES = """
-SELECT current_user, array_remove(ARRAY[
-    CASE WHEN NOT has_table_privilege('pgqueue_jobs', 'SELECT') THEN 'SELECT' END,
-    CASE WHEN NOT has_table_privilege('pgqueue_jobs', 'INSERT') THEN 'INSERT' END,
-    CASE WHEN NOT has_table_privilege('pgqueue_jobs', 'UPDATE') THEN 'UPDATE' END,
-    CASE WHEN NOT has_table_privilege('pgqueue_jobs', 'DELETE') THEN 'DELETE' END], NULL)
+SELECT current_user, name, verb, has_table_privilege(to_regclass(name), verb)
+FROM unnest(%(names)s::text[], %(verbs)s::text[]) AS needed (name, verb)
 """
 
 
 def privileges() -> Operation[Finding]:
-    """Whether this role could run a worker."""
-    ((role, lacking),) = yield Statement(PRIVILEGES)
+    """Whether this role could run a worker, push and do all that operators do."""
+    pairs = [(name, verb) for name, verbs in NEEDED.items() for verb in verbs]
+    if not (yield from enabled()):
+        pairs.remove(("pgqueue_events", "INSERT"))
+    names, verbs = zip(*pairs, strict=True)
+    rows = yield Statement(PRIVILEGES, {"names": list(names), "verbs": list(verbs)})
+    role, lacking = rows[0][0], dict[str, list[str]]()
+    for _, name, verb, granted in rows:
+        if granted is False:
+            lacking.setdefault(name, []).append(verb)
     if not lacking:
-        return Finding("privileges", "OK", str(role), "may read and write jobs")
-    words = ", ".join(lacking)
-    fix = f'GRANT {words} ON pgqueue_jobs TO "{role}"'
-    return Finding("privileges", "WARN", str(role), f"lacks {words} on pgqueue_jobs: enough to look at most", fix)
+        return Finding("privileges", "OK", str(role), "may read and write all tables of the queue")
+    words = [f"{', '.join(verbs)} ON {name}" for name, verbs in lacking.items()]
+    reason = f"lacks {' and '.join(words).replace(' ON ', ' on ')}: what needs that is refused"
+    return Finding("privileges", "WARN", str(role), reason, "; ".join(f'GRANT {word} TO "{role}"' for word in words))
 
 
 TIMEOUT = "SELECT extract(epoch FROM current_setting('statement_timeout')::interval)::float8"
@@ -380,7 +396,10 @@ FROM (SELECT id, started_at, lease_expires_at FROM pgqueue_jobs
 def leases() -> Operation[Finding]:
     """Running jobs whose workers are gone, and that nobody takes back."""
     rows = yield Statement(RUNNING, {"look": LOOK})
-    lost = sorted((since, id_) for id_, _, since in rows if since is not None and since > RESCUE_PATIENCE)
+    if unheld := [id_ for id_, _, since in rows if since is None]:
+        reason = f"job {unheld[0]} was made running by hand: no worker has it, and none takes it back"
+        return Finding("leases", "FAIL", f"{len(unheld)} without a lease", reason, "pgqueue-ref reset-stuck")
+    lost = sorted((since, id_) for id_, _, since in rows if since > RESCUE_PATIENCE)
     if lost:
         since, first = lost[-1]
         reason = f"the lease of job {first} ended {span(since)} ago, and no worker takes such jobs back"

@@ -43,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos", description=str(__doc__).splitlines()[0])
     parser.add_argument("--postgres", default="auto", metavar="SPEC", help=SPECS)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} jobs rather than {JOBS:,}")
-    parser.add_argument("--jobs", type=int, metavar="N", help="another number of jobs")
+    parser.add_argument("--jobs", type=some, metavar="N", help="another number of jobs")
     parser.add_argument("--seed", type=int, help="of the order of faults and of the jobs; told by every run")
     parser.add_argument("--summary", type=summary_file, metavar="FILE", help="write the figures there as JSON")
     options = parser.parse_args()
@@ -69,6 +69,13 @@ def main() -> int:
     passed = all(figure.ok for figure in figures)
     print("PASS" if passed else f"FAIL; the same faults again: --seed {seed}")
     return 0 if passed else 1
+
+
+def some(text: str) -> int:
+    """A number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
+    return int(text)
 
 
 class Run:

@@ -66,7 +66,7 @@ def test_a_trace_is_planned_for_by_its_busiest_hour(measured: Path, capsys: Capt
 
 
 def test_the_queue_is_played(capsys: Captured) -> None:
-    arguments = ("--rate", 24, "--slots", 15, "--service", "exp:0.5", "--seconds", 60, "--replications", 5)
+    arguments = ("--rate", 24, "--slots", 15, "--service", "exp:0.5", "--seconds", 60, "--replications", 19)
     assert capacity("simulate", *arguments, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["wait_p99"]["low"] <= found["wait_p99"]["middle"] <= found["wait_p99"]["high"]
@@ -94,6 +94,12 @@ def test_the_queue_is_played(capsys: Captured) -> None:
         (("simulate", "--rate", "1", "--slots", "4", "--service", "exp:1", "--seconds", "0"), "--seconds 0"),
         (("simulate", "--rate", "1", "--slots", "4", "--service", "exp:1", "--seconds", "inf"), "--seconds inf"),
         (("simulate", "--rate", "1e-6", "--slots", "4", "--mean", "1", "--seconds", "1"), "without a single job"),
+        (
+            ("simulate", "--rate", "1", "--slots", "4", "--service", "exp:1", "--replications", "18"),
+            "greater than or equal to 19",
+        ),
+        (("plan", "-m", "{m}", "--rate", "1e300"), "slots busy: above 100,000"),
+        (("validate", "{m}", "-m", "{m}"), "not a plan ('demand')"),
         (("validate", "{m}", "-m", "{m}", "--seconds", "1"), "--seconds 1"),
         (("validate", "{m}", "-m", "{m}", "--seconds", "inf"), "--seconds inf"),
         (("plan", "-m", "{m}", "--rate", "60", "--surge", "inf"), "--surge inf"),

@@ -66,6 +66,15 @@ def test_retry_for_programs_and_without_changing_anything(cli: Cli, put: Put, st
     assert json.loads(out) == {"retried": [], "refused": [{"id": failed, "reason": reason}], "dry_run": False}
 
 
+def test_a_name_that_the_terminal_has_no_letters_for_is_shown_escaped(database: str, put: Put) -> None:
+    put(kind="größe")
+    env = os.environ | {"PGQUEUE_DATABASE_URL": database, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "pgqueue_ref", "list"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"gr\xf6\xdfe" in done.stdout
+
+
 # -- cancel ----------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +215,7 @@ def test_a_question_is_answered_on_a_terminal(
     code, out, shown = asked(process, "n\n", "cancel", id_)
     assert (code, out) == (1, "")
     assert f"Cancel 1 job, mail {id_} (pending, attempts 0/?)?" in shown
-    assert asked(process, signal.SIGINT, "cancel", id_)[:2] == (1, "")
+    assert asked(process, signal.SIGINT, "cancel", id_)[:2] == (130, "")
     assert asked(process, "\x04", "cancel", id_)[:2] == (1, ""), "the end of input"
     assert statuses() == {id_: "pending"}
     assert asked(process, "y\n", "cancel", id_)[:2] == (0, f"job {id_} is cancelled\n"), "nothing but the result"

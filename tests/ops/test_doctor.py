@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from waiting import until
 
-from pgqueue_ref.core import SCHEMA_SQL, Queue, Want
-from pgqueue_ref.extensions import events
+from pgqueue_ref.core import SCHEMA_SQL, Queue, QueueError, Want
+from pgqueue_ref.extensions import EXTENSIONS, events
 from pgqueue_ref.ops import checks, doctor
 from pgqueue_ref.ops.app import run as cli
 from pgqueue_ref.ops.checks import Finding, Plan
@@ -104,6 +104,36 @@ def test_a_plain_role_with_plain_grants_gets_every_answer(
     assert not_ok(examine(dsn)) == {}
     execute(f"REVOKE DELETE ON pgqueue_jobs FROM {role}")
     assert not_ok(examine(dsn)) == {"privileges": "WARN"}
+
+
+def test_every_table_is_asked_for_the_rights_that_its_use_needs(
+    healthy: str, execute: Execute, plain: tuple[str, str]
+) -> None:
+    role, dsn = plain
+    for extension in EXTENSIONS:
+        execute(extension.schema_sql)
+    execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+    execute(f"GRANT pg_read_all_stats TO {role}; REVOKE UPDATE ON pgqueue_queues FROM {role}")
+    assert not_ok(examine(dsn)) == {}
+    execute(f"REVOKE INSERT ON pgqueue_events FROM {role}; REVOKE INSERT, DELETE ON pgqueue_queues FROM {role}")
+    execute(f"REVOKE UPDATE ON pgqueue_results FROM {role}")
+    findings = examine(dsn)
+    assert not_ok(findings) == {"privileges": "WARN"}
+    lacking = ("INSERT, DELETE on pgqueue_queues", "INSERT on pgqueue_events", "UPDATE on pgqueue_results")
+    assert f"lacks {' and '.join(lacking)}: " in findings["privileges"].reason
+    with Queue.connect(dsn) as queue:
+        with pytest.raises(QueueError, match="permission denied for table pgqueue_events"):
+            queue.push("mail")
+        with pytest.raises(QueueError, match="permission denied for table pgqueue_queues"):
+            queue.pause("default")
+    execute("SELECT pgqueue_events_switch(false)")
+    assert "pgqueue_events" not in examine(dsn)["privileges"].reason  # switched off, nothing writes there
+    execute("SELECT pgqueue_events_switch(true)")
+    execute(findings["privileges"].fix)
+    assert not_ok(examine(dsn)) == {}
+    with Queue.connect(dsn) as queue:
+        queue.push("mail")
+        assert queue.pause("default")
 
 
 def test_what_may_not_be_asked_is_said_and_not_passed(healthy: str, plain: tuple[str, str]) -> None:
@@ -336,6 +366,30 @@ def test_files_much_larger_than_their_rows_are_told(
 
 
 # -- the jobs --------------------------------------------------------------------------------------------------
+
+
+def test_a_running_job_without_a_lease_is_told_and_what_the_doctor_says_mends_it(
+    healthy: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute("INSERT INTO pgqueue_jobs (kind, status, attempt) VALUES ('mail', 'running', 1)")
+    findings = examine(healthy)
+    assert not_ok(findings) == {"leases": "FAIL"}
+    assert "without a lease" in findings["leases"].value
+    monkeypatch.setenv("PGQUEUE_DATABASE_URL", healthy)
+    assert cli([*findings["leases"].fix.removeprefix("pgqueue-ref ").split(), "--yes"]) == 0
+    assert "leases" not in not_ok(examine(healthy))
+
+
+@pytest.mark.parametrize(
+    "options", [("doctor", "--lease", "inf"), ("doctor", "--surge", "inf"), ("watch", "--interval", "inf")]
+)
+def test_numbers_without_an_end_are_wrong_usage(
+    healthy: str, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PGQUEUE_DATABASE_URL", healthy)
+    assert cli([*options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert options[1] in line
 
 
 def test_leases_that_nobody_takes_back_are_told(healthy: str, execute: Execute) -> None:

@@ -43,6 +43,11 @@ def test_a_rate_that_is_none_is_refused(rate: float) -> None:
         model.offered(rate, 1.0)
 
 
+def test_a_load_that_no_queue_has_is_refused_and_not_reckoned_with_for_ever() -> None:
+    with pytest.raises(CapacityError, match=r"keep 1e\+300 slots busy: above 100,000"):
+        model.offered(1e300, 1.0)
+
+
 def waited(spec: str, slots: int, load: float, seed: int = 7) -> float:
     """Simulated mean wait, mean service 1 s."""
     times = service.of_spec(spec)
@@ -114,9 +119,16 @@ def test_urgent_jobs_overtake_and_failing_ones_are_tried_again() -> None:
 
 def test_an_interval_holds_its_share() -> None:
     found = simulate.interval([float(n) for n in range(1, 101)], share=0.9)
-    assert (found.low, found.high) == (5.0, 95.0)
+    assert (found.low, found.high) == (5.0, 96.0)
     assert found.holds(50.0)
     assert not found.holds(99.0)
+
+
+@pytest.mark.parametrize("values", [simulate.FEWEST, 20, 39, 50, 100, 200])
+def test_one_more_value_lies_in_the_interval_as_often_as_it_says(values: int) -> None:
+    rng, tries = random.Random(values), 20_000
+    held = sum(simulate.interval([rng.random() for _ in range(values)]).holds(rng.random()) for _ in range(tries))
+    assert 0.893 < held / tries < 0.93  # 0.9 within three standard deviations, or what the next rank gives
 
 
 def test_replications_differ_and_can_be_repeated() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ def test_a_plan_keeps_the_wait_with_the_fewest_slots() -> None:
 def test_service_times_that_vary_more_need_more_slots_than_erlang_c_says() -> None:
     fixed, varied = (plan.slots_for(service.of_spec(spec), 60, 0.5, 99) for spec in ("fixed:0.5", "lognormal:0.5:6"))
     assert fixed < plan.slots_for(service.of_spec("exp:0.5"), 60, 0.5, 99) < varied
+
+
+def test_the_wait_close_to_saturation_is_not_that_of_a_window_that_began_empty() -> None:
+    times, slots, rate, waits = service.of_spec("fixed:1"), 2, 0.99 * 2, []
+    for seed in (1, 2):  # 150 times as long as a window; those alone give half of it
+        waits += simulate.waits(simulate.load(rate, 3_000_000 / rate, times, random.Random(seed)), slots)
+    long = simulate.percentile(sorted(waits), 99)
+    assert plan.wait_with(times, rate, slots, 99) == pytest.approx(long, rel=0.2)
 
 
 def test_the_safe_workers_are_those_of_the_formula_that_the_scenario_confirms() -> None:

@@ -152,7 +152,7 @@ def simulate(
     trace: TraceFile = None,
     speedup: Speedup = 1.0,
     seconds: Annotated[float, typer.Option(help="Length of the window.")] = 600.0,
-    replications: Annotated[int, typer.Option(min=2, help="Windows, each with other chances.")] = 20,
+    replications: Annotated[int, typer.Option(min=19, help="Windows, each with other chances.")] = 20,
     claim_ms: Annotated[float, typer.Option(min=0, help="What a claim takes.")] = 2.0,
     bell_ms: Annotated[float, typer.Option(min=0, help="Until a sleeping worker hears of a job.")] = 2.0,
     listen: Annotated[bool, typer.Option("--listen/--no-listen", help="Without, only the poll wakes a worker.")] = True,
@@ -164,7 +164,7 @@ def simulate(
     as_json: AsJson = False,
     seed: Seed = 1,
 ) -> None:
-    """Play the queue: percentiles of the wait, each with the interval that 90 % of the windows lie in."""
+    """Play the queue: percentiles of the wait, each with an interval: one more window lies in it nine times of ten."""
     _needs_extra()
     from pgqueue_ref.capacity import model
     from pgqueue_ref.capacity import simulate as playing
@@ -218,13 +218,16 @@ def validate(
         measured = measurements.load(measurement)
         if not 10 <= seconds < math.inf:
             raise WrongUsage(f"--seconds {seconds:g}: must be 10 or more, or nothing can be said, and end")
-        shape = validating.Shape(
-            rate=document["demand"]["rate"] / (1 - document["demand"]["retries"]),
-            seconds=seconds,
-            workers=document["workers"],
-            slots=document["slots_per_worker"],
-            service=services.of_document(document["service"]),
-        )
+        try:
+            shape = validating.Shape(
+                rate=document["demand"]["rate"] / (1 - document["demand"]["retries"]),
+                seconds=seconds,
+                workers=document["workers"],
+                slots=document["slots_per_worker"],
+                service=services.of_document(document["service"]),
+            )
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise WrongUsage(f"{plan_file}: not a plan ({error}); make it with pgqueue-ref capacity plan -o") from error
         found = validating.validate(
             shape, measured, dsn, repeats=repeats, runs=runs, seed=seed, say=lambda line: typer.echo(line, err=as_json)
         )

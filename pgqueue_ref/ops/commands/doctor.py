@@ -26,10 +26,11 @@ def doctor(
         ),
     ] = None,
     surge: Annotated[
-        float, typer.Option(min=1.0, help="How many times over, while a deployment has old and new side by side.")
+        float,
+        typer.Option(min=1.0, max=100.0, help="How many times over, while a deployment has old and new side by side."),
     ] = 2.0,
     listen: Annotated[bool, typer.Option("--listen/--no-listen", help="As for the workers.")] = True,
-    lease: Annotated[float, typer.Option(min=1.0, help="Seconds, as for the workers.")] = 60.0,
+    lease: Annotated[float, typer.Option(min=1.0, max=1e9, help="Seconds, as for the workers.")] = 60.0,
 ) -> int:
     """Say what is wrong, why, and what mends it.
 

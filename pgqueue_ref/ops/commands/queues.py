@@ -58,7 +58,7 @@ def stats(
 
 @command(LOOK)
 def watch(
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    interval: Annotated[float, typer.Option(min=0.1, max=86_400.0, help="Seconds between two looks.")] = 2.0,
     count: Annotated[int | None, typer.Option(min=1, help="Look so many times, then exit.")] = None,
     as_json: AsJson = False,
 ) -> None:
