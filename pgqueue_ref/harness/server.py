@@ -393,7 +393,8 @@ class LaunchedServer(Server):
         try:
             output, _ = process.communicate()
         except BaseException:  # interrupted: it would go on to write where `close` removes
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it had just ended
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate()  # until what it started has let go of the pipe as well
             raise
         self._watchdog.tell("")
